@@ -1,0 +1,175 @@
+"""An artifact: a directory that one stage leaves and another takes, with a manifest of what it is.
+
+    model.onnx, model.onnx.data, rank0.safetensors, config.json ...   what the runtime loads
+    ledger.jsonl    one line for each tensor: where it came from, what was done to it, its digest
+    manifest.json   kind, model, plan, signature, source, producer, and the size and BLAKE3 of every file above
+
+The manifest is written last and lists everything that counts; the same inputs give the same bytes. Three more files
+may lie in the directory without being part of it: `origin.json` tells this machine where the source checkpoint was,
+`report.json` is the verdict of `validate`, and `golden.npz` the source's answers it was compared with.
+
+Digests are plain BLAKE3 of the whole file, as `b3sum` prints them: hashing must not be slower than copying.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from nemoport import __version__
+from nemoport.errors import DamagedInput, UnsupportedInput
+from nemoport.spec import ModelSpec, Plan, spec_from_json, to_json
+
+MANIFEST, LEDGER, ORIGIN, REPORT, GOLDEN = "manifest.json", "ledger.jsonl", "origin.json", "report.json", "golden.npz"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class File:
+    path: str
+    """Relative to the artifact, with forward slashes."""
+    size: int
+    blake3: str
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output of an executable artifact. An axis is a number, or the name of what varies."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    kind: str
+    """The target that wrote it: hf, trtllm, onnx..."""
+    spec: ModelSpec
+    plan: Plan
+    dtype: str
+    files: tuple[File, ...]
+    loads: tuple[str, ...]
+    """The releases that load it, for people: `TensorRT-LLM 0.8 to 1.2`."""
+    source: Mapping[str, Any]
+    """What it was made from: format, writer, naming, trained layout. No paths."""
+    signature: Signature | None = None
+    producer: str = field(default=f"nemoport {__version__}")
+
+
+def write_manifest(directory: Path, artifact: Artifact) -> None:
+    data = {
+        "schema": SCHEMA,
+        "kind": artifact.kind,
+        "producer": artifact.producer,
+        "dtype": artifact.dtype,
+        "plan": to_json(artifact.plan),
+        "loads": artifact.loads,
+        "source": artifact.source,
+        "signature": asdict(artifact.signature) if artifact.signature else None,
+        "files": [asdict(file) for file in sorted(artifact.files, key=lambda file: file.path)],
+        "spec": to_json(artifact.spec),
+    }
+    write_atomically(directory / MANIFEST, json_bytes(data))
+
+
+def read_manifest(directory: Path) -> Artifact:
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise UnsupportedInput(f"{directory} is no artifact: it has no {MANIFEST}; make one with `nemoport convert`")
+    try:
+        data = json.loads(path.read_bytes())
+        if data["schema"] != SCHEMA:
+            raise UnsupportedInput(f"{path} has schema {data['schema']}, this nemoport reads {SCHEMA}; convert again")
+        return Artifact(
+            kind=data["kind"],
+            producer=data["producer"],
+            dtype=data["dtype"],
+            plan=Plan(**data["plan"]),
+            loads=tuple(data["loads"]),
+            source=data["source"],
+            signature=_signature(data["signature"]),
+            files=tuple(File(**row) for row in data["files"]),
+            spec=spec_from_json(data["spec"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedInput(f"{path} is not a manifest that nemoport wrote ({error}); convert again") from error
+
+
+def verify(directory: Path, artifact: Artifact) -> None:
+    """Compare every file with the manifest; an error names the first that differs and how many do."""
+    wrong = []
+    for file in artifact.files:
+        path = directory / file.path
+        if not path.is_file():
+            wrong.append(f"{file.path} is missing")
+        elif (size := path.stat().st_size) != file.size:
+            wrong.append(f"{file.path} has {size} bytes, {file.size} in the manifest")
+        elif digest(path) != file.blake3:
+            wrong.append(f"{file.path} differs from its digest")
+    if wrong:
+        raise DamagedInput(f"{directory}: {wrong[0]} ({len(wrong)} of {len(artifact.files)} files); convert again")
+
+
+def describe(path: Path, root: Path) -> File:
+    """The manifest's row for a file that is complete."""
+    return File(path.relative_to(root).as_posix(), path.stat().st_size, digest(path))
+
+
+def digest(path: Path) -> str:
+    """BLAKE3 of a whole file, hexadecimal."""
+    hasher = blake3(max_threads=blake3.AUTO)
+    if path.stat().st_size:
+        hasher.update_mmap(path)
+    return hasher.hexdigest()
+
+
+def identity(directory: Path) -> str:
+    """One digest for exactly these bytes: of the manifest, which holds all the others."""
+    return digest(directory / MANIFEST)
+
+
+def json_bytes(data: Any) -> bytes:
+    """JSON as every sidecar file is written: indented, keys in the given order, one newline at the end."""
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside, sync, rename: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory as durable as the files they point to."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _signature(data: Mapping[str, Any] | None) -> Signature | None:
+    if data is None:
+        return None
+    return Signature(
+        inputs=tuple(Tensor(row["name"], row["dtype"], tuple(row["shape"])) for row in data["inputs"]),
+        outputs=tuple(Tensor(row["name"], row["dtype"], tuple(row["shape"])) for row in data["outputs"]),
+    )

@@ -1,0 +1,1 @@
+"""Checkpoints in, artifacts out: readers, families, targets and the engine that streams between them."""

@@ -1,0 +1,117 @@
+"""What flows through the exporters: a `Checkpoint` as a reader found it, a `Model` once its names are resolved, and
+the `Output` that a target wants written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from nemoport.artifact import Signature
+from nemoport.exporters.tensor import LazyTensor
+from nemoport.spec import ModelSpec, Plan
+
+Verdict = Literal["clean", "suspicious, not needed"]
+
+
+@dataclass(frozen=True)
+class Pickle:
+    """A pickle met on the way. A suspicious one that must be read is an error instead."""
+
+    path: str
+    verdict: Verdict
+    globals: tuple[str, ...] = ()
+    """What it would import beyond the allow-list."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A whole model as stored, whatever TP, PP or EP it was saved with. No tensor byte has been read."""
+
+    path: Path
+    format: str
+    """The reader's name."""
+    writer: str
+    """The program that wrote it, with its version where the files tell."""
+    naming: str
+    """Whose words names and config are in: `megatron` or `huggingface`."""
+    config: Mapping[str, Any]
+    tensors: Mapping[str, LazyTensor]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Stored things that are no weights, each with the rule that skips it."""
+    tokenizer: Path | None = None
+    """The directory that holds the tokenizer's files."""
+    trained: Mapping[str, int] = field(default_factory=dict)
+    """tp, pp, ep of the training run, where known."""
+    pickles: tuple[Pickle, ...] = ()
+
+
+class Reader(Protocol):
+    """A module in `readers/`. `WRAPS` names formats that this one is a more specific form of."""
+
+    WRAPS: tuple[str, ...]
+
+    def recognises(self, path: Path) -> bool:
+        """From names and first bytes only; never an error."""
+        ...
+
+    def read(self, path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
+        """`config` is the user's, in the words of the naming; it goes before what the files say."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A checkpoint whose every tensor is explained: canonical names, canonical shapes."""
+
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    tensors: Mapping[str, LazyTensor]
+    sources: Mapping[str, tuple[str, ...]]
+    """Canonical name -> the stored tensors it is made of."""
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that the model is said to have: its embedding's."""
+        return self.tensors["embed.weight"].dtype
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor of an output file."""
+
+    name: str
+    tensor: LazyTensor
+    parts: tuple[str, ...]
+    """The canonical tensors it is made of."""
+    transform: str = ""
+    """What was done to them, in words, for the ledger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorFile:
+    """A file of slots: `header`, then each slot's bytes at its offset, zeros between."""
+
+    path: str
+    header: bytes
+    slots: tuple[Slot, ...]
+    offsets: tuple[int, ...]
+    """Of each slot, from the start of the file; increasing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """All that a target writes: tensor files, and small files whose bytes are known already."""
+
+    files: tuple[TensorFile, ...]
+    sidecars: Mapping[str, bytes]
+    loads: tuple[str, ...]
+    dtype: str
+    signature: Signature | None = None
+
+
+class Target(Protocol):
+    """A module in `targets/`: pure, reads nothing but shapes."""
+
+    def output(self, model: Model, plan: Plan) -> Output: ...

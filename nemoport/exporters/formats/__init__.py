@@ -1,0 +1,1 @@
+"""The files that checkpoints are made of: pickles, zips, distributed metadata, safetensors, tokenizers."""

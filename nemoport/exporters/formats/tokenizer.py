@@ -1,0 +1,70 @@
+"""Tokenizer files: which they are, how many ids they know, and the special ones. Nothing is tokenized here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nemoport.errors import DamagedInput
+from nemoport.exporters.formats.structured import mapping
+
+FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
+    *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "chat_template.jinja", "tokenizer.model.v3"),
+)
+"""The names under which Hugging Face tokenizers are stored."""
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def find(*candidates: Path) -> Path | None:
+    """The first directory that holds a tokenizer."""
+    return next((path for path in candidates if any((path / name).is_file() for name in _VOCABULARIES)), None)
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+
+
+def ids(directory: Path) -> dict[str, int]:
+    """Token -> id as `tokenizer.json` or `vocab.json` lists them; empty where neither is there."""
+    if (directory / "tokenizer.json").is_file():
+        data = mapping(directory / "tokenizer.json")
+        return _listed(data.get("model", {}).get("vocab", {})) | _added(data.get("added_tokens") or ())
+    if (directory / "vocab.json").is_file():
+        return _listed(mapping(directory / "vocab.json"))
+    return {}
+
+
+def size(directory: Path) -> int | None:
+    """One more than the largest id, or None where the files do not say."""
+    known = ids(directory)
+    return max(known.values()) + 1 if known else None
+
+
+def special_ids(directory: Path) -> dict[str, int]:
+    """`bos_token_id`, `eos_token_id` and `pad_token_id`, as far as the files name them."""
+    named: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (directory / name).is_file():
+            named |= mapping(directory / name)
+    known = ids(directory)
+    found = {}
+    for role in ("bos_token", "eos_token", "pad_token"):
+        token = named.get(role)
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str) and content in known:
+            found[f"{role}_id"] = known[content]
+    return found
+
+
+def _listed(vocab: Any) -> dict[str, int]:
+    """BPE and WordPiece list token: id; Unigram lists [token, score] in the order of ids."""
+    if isinstance(vocab, list):
+        vocab = {row[0]: index for index, row in enumerate(vocab) if isinstance(row, list) and row}
+    if not isinstance(vocab, dict) or not all(type(number) is int for number in vocab.values()):
+        raise DamagedInput("the tokenizer's vocabulary is no table of ids; copy the tokenizer again")
+    return vocab
+
+
+def _added(rows: Any) -> dict[str, int]:
+    return {row["content"]: row["id"] for row in rows if isinstance(row, dict) and type(row.get("id")) is int}

@@ -1,0 +1,62 @@
+"""Layouts: how canonical tensors lie inside one stored tensor. Each is a pair of inverses, `split` and `join`.
+
+Reading uses `split`; writing, and tests that make checkpoints, use `join`. Both work on lazy tensors, so they say where
+rows go and read none. The parts' specs give what a layout needs to know: sizes, and units that stay whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nemoport.exporters.tensor import LazyTensor, concat, cut
+from nemoport.spec import TensorSpec
+
+Split = Callable[[LazyTensor, Sequence[TensorSpec]], tuple[LazyTensor, ...]]
+Join = Callable[[Sequence[LazyTensor], Sequence[TensorSpec]], LazyTensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    name: str
+    split: Split
+    join: Join
+    padded: bool = False
+    """The stored tensor may have more rows than the parts: training pads vocabularies."""
+
+
+def _rows(tensor: LazyTensor, sizes: Sequence[int]) -> tuple[LazyTensor, ...]:
+    """Consecutive bands of rows."""
+    bands, start = [], 0
+    for size in sizes:
+        bands.append(cut(tensor, 0, start, start + size))
+        start += size
+    return tuple(bands)
+
+
+def _split_groups(stored: LazyTensor, parts: Sequence[TensorSpec]) -> tuple[LazyTensor, ...]:
+    groups = parts[-1].axes[0].units
+    bands = _rows(stored, [part.shape[0] // groups for part in parts] * groups)
+    return tuple(concat(bands[i :: len(parts)], 0) for i in range(len(parts)))
+
+
+def _join_groups(tensors: Sequence[LazyTensor], parts: Sequence[TensorSpec]) -> LazyTensor:
+    groups = parts[-1].axes[0].units
+    bands = [_rows(tensor, [tensor.shape[0] // groups] * groups) for tensor in tensors]
+    return concat([bands[i][group] for group in range(groups) for i in range(len(tensors))], 0)
+
+
+WHOLE = Layout("whole", lambda stored, _: (stored,), lambda tensors, _: tensors[0])
+
+PADDED = Layout("padded rows", lambda stored, parts: (cut(stored, 0, 0, parts[0].shape[0]),), WHOLE.join, padded=True)
+"""[v v v 0 0]: rows beyond the true vocabulary are not part of the model."""
+
+STACKED = Layout(
+    "stacked rows",
+    lambda stored, parts: _rows(stored, [part.shape[0] for part in parts]),
+    lambda tensors, _: concat(tensors, 0),
+)
+"""[gate; up] or [q; k; v]."""
+
+QUERY_GROUPS = Layout("query groups", _split_groups, _join_groups)
+"""[q q k v | q q k v]: for each KV head its queries, its key, its value, as Megatron fuses them."""

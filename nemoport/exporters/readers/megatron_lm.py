@@ -1,0 +1,31 @@
+"""Megatron-LM's torch_dist: the arguments of the run lie in `common.pt`, a pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemoport.errors import DamagedInput
+from nemoport.exporters.checkpoint import Checkpoint, Pickle
+from nemoport.exporters.formats import megatron, torch_dist, torch_zip
+from nemoport.exporters.readers.torch_dist import checkpoint
+
+WRAPS = ("torch_dist",)
+_COMMON = "common.pt"
+
+
+def recognises(path: Path) -> bool:
+    directory = torch_dist.locate(path)
+    return directory is not None and torch_zip.mentions(directory / _COMMON, b"argparse")
+
+
+def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
+    directory = torch_dist.locate(path)
+    assert directory is not None
+    common = torch_zip.load(directory / _COMMON)
+    arguments = common.get("args") if isinstance(common, dict) else None
+    if not isinstance(arguments, dict):
+        raise DamagedInput(f"{directory / _COMMON} holds no args; give the architecture with --config FILE")
+    words = megatron.words_of_arguments(arguments) | dict(config or {})
+    return checkpoint(path, directory, format="megatron_lm", writer="Megatron-LM", config=words)

@@ -1,0 +1,46 @@
+"""NeMo 2.0: `weights/` in torch_dist, and `context/` with `model.yaml`, or `io.json` alone in older ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemoport.errors import DamagedInput
+from nemoport.exporters.checkpoint import Checkpoint
+from nemoport.exporters.formats import fiddle, megatron, torch_dist
+from nemoport.exporters.formats.structured import mapping
+from nemoport.exporters.readers.torch_dist import checkpoint
+
+WRAPS = ("torch_dist", "megatron_lm")
+
+
+def recognises(path: Path) -> bool:
+    directory = torch_dist.locate(path)
+    return directory is not None and _context(directory) is not None
+
+
+def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
+    directory = torch_dist.locate(path)
+    assert directory is not None
+    context = _context(directory)
+    assert context is not None
+    words = megatron.words_of_config(_config(context)) | dict(config or {})
+    # The tokenizer lies in a directory named after the one it was copied from.
+    tokenizers = tuple(sorted(entry for entry in context.iterdir() if entry.is_dir()))
+    return checkpoint(path, directory, format="nemo2", writer="NeMo 2.0", config=words, tokenizers=tokenizers)
+
+
+def _context(weights: Path) -> Path | None:
+    """The directory of model.yaml or io.json: `context/` beside the weights, or their own (older ones)."""
+    candidates = (weights.parent / "context", weights.parent, weights / "context", weights)
+    return next((path for path in candidates if any((path / name).is_file() for name in ("model.yaml", "io.json"))), None)
+
+
+def _config(context: Path) -> Mapping[str, Any]:
+    if (context / "model.yaml").is_file():
+        config = mapping(context / "model.yaml").get("config")
+        if not isinstance(config, Mapping):
+            raise DamagedInput(f"{context / 'model.yaml'} has no `config`; give the architecture with --config FILE")
+        return config
+    return fiddle.model_config(context / "io.json")

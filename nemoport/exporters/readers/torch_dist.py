@@ -1,0 +1,47 @@
+"""Megatron-core's `torch_dist`, bare: weights without a word on the architecture, which `--config` must bring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemoport.errors import UsageError
+from nemoport.exporters.checkpoint import Checkpoint
+from nemoport.exporters.formats import megatron, tokenizer, torch_dist
+
+WRAPS: tuple[str, ...] = ()
+
+
+def recognises(path: Path) -> bool:
+    return torch_dist.locate(path) is not None
+
+
+def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
+    directory = torch_dist.locate(path)
+    assert directory is not None
+    if not config:
+        raise UsageError(
+            f"{path} is a bare torch_dist checkpoint and carries no architecture; give it with --config FILE "
+            "(JSON or YAML in Megatron-core's words: num_layers, hidden_size, num_attention_heads, ...)"
+        )
+    return checkpoint(path, directory, format="torch_dist", writer="Megatron-core", config=config)
+
+
+def checkpoint(
+    path: Path, directory: Path, *, format: str, writer: str, config: Mapping[str, Any], tokenizers: tuple[Path, ...] = ()
+) -> Checkpoint:
+    """The checkpoint whose weights lie in `directory`, for this reader and for those that wrap it."""
+    contents = torch_dist.read(directory)
+    tensors, skipped = megatron.weights(contents.tensors, contents.objects)
+    return Checkpoint(
+        path=path,
+        format=format,
+        writer=writer,
+        naming="megatron",
+        config=config,
+        tensors=tensors,
+        skipped=skipped,
+        tokenizer=tokenizer.find(*tokenizers, directory / "tokenizer", path / "tokenizer"),
+        trained=megatron.trained(config),
+    )

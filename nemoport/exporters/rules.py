@@ -1,0 +1,116 @@
+"""Rules: one line of a table ties one stored tensor to the canonical tensors inside it.
+
+    Rule("decoder.layers.{i}.mlp.linear_fc1.weight", ("layers.{i}.ffn.gate.weight", "layers.{i}.ffn.up.weight"), STACKED)
+
+A column is the table of one naming (Megatron, Hugging Face, TensorRT-LLM) of one family, with the words of its config.
+It is read both ways: `resolve` splits stored tensors into canonical ones, `write` joins canonical ones into stored ones.
+Two rules may offer the same parts under different names; a checkpoint has one of them, and the first is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nemoport.errors import DamagedInput, UnsupportedInput
+from nemoport.exporters.configs import Dialect
+from nemoport.exporters.layouts import WHOLE, Layout
+from nemoport.exporters.tensor import LazyTensor, Zeros
+from nemoport.spec import TensorSpec
+
+
+@dataclass(frozen=True)
+class Rule:
+    stored: str
+    parts: tuple[str, ...]
+    layout: Layout = WHOLE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One naming of one family."""
+
+    rules: tuple[Rule, ...]
+    dialects: tuple[Dialect, ...]
+    tied_copy: str = ""
+    """Where a tied model may store its embedding a second time."""
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A rule applied: one stored name, the canonical tensors in it."""
+
+    stored: str
+    parts: tuple[TensorSpec, ...]
+    layout: Layout
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.layout.join([Zeros(part.shape, "uint8") for part in self.parts], self.parts).shape
+
+
+@dataclass(frozen=True)
+class Resolved:
+    tensors: Mapping[str, LazyTensor]
+    sources: Mapping[str, tuple[str, ...]]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+def bindings(rules: Sequence[Rule], specs: Mapping[str, TensorSpec]) -> Iterator[Binding]:
+    """Every rule at every layer where the model has its parts, in the order of the rules."""
+    for rule in rules:
+        pattern = re.compile(re.escape(rule.parts[0]).replace(r"\{i\}", r"(?P<i>\d+)"))
+        for name in specs:
+            if (match := pattern.fullmatch(name)) is None:
+                continue
+            place = match.groupdict()
+            parts = [part.format(**place) for part in rule.parts]
+            if all(part in specs for part in parts):
+                yield Binding(rule.stored.format(**place), tuple(specs[part] for part in parts), rule.layout)
+
+
+def resolve(column: Column, specs: Mapping[str, TensorSpec], stored: Mapping[str, LazyTensor]) -> Resolved:
+    """Prove that names, shapes and rules match, and split. Every stored tensor is used once or skipped by a named
+    rule; every canonical tensor is made once."""
+    tensors: dict[str, LazyTensor] = {}
+    sources: dict[str, tuple[str, ...]] = {}
+    skipped = {column.tied_copy: "tied head"} if "head.weight" not in specs and column.tied_copy in stored else {}
+    unexplained = {name: None for name in stored if name not in skipped}
+    missing: dict[str, str] = {}
+    for binding in bindings(column.rules, specs):
+        if binding.stored not in stored:
+            missing |= {part.name: binding.stored for part in binding.parts if part.name not in missing}
+            continue
+        tensor = stored[binding.stored]
+        _check_shape(binding, tensor)
+        unexplained.pop(binding.stored, None)
+        for part, piece in zip(binding.parts, binding.layout.split(tensor, binding.parts), strict=True):
+            if part.name in tensors:
+                raise DamagedInput(f"{part.name} is stored twice, in {sources[part.name][0]} and in {binding.stored}")
+            tensors[part.name], sources[part.name] = piece, (binding.stored,)
+    if absent := [name for name in specs if name not in tensors]:
+        where = missing.get(absent[0], "no rule of this family")
+        raise DamagedInput(
+            f"{len(absent)} of {len(specs)} tensors are missing, the first is {absent[0]} ({where}); "
+            "the checkpoint is incomplete or its config describes another model"
+        )
+    if unexplained:
+        raise UnsupportedInput(
+            f"{len(unexplained)} stored tensors are explained by no rule, the first is {next(iter(unexplained))}; "
+            "the config describes another model, or this family needs a rule for them"
+        )
+    return Resolved({name: tensors[name] for name in specs}, sources, skipped)
+
+
+def _check_shape(binding: Binding, tensor: LazyTensor) -> None:
+    needed, found = binding.shape, tensor.shape
+    if binding.layout.padded and len(found) == len(needed):
+        matches = found[0] >= needed[0] and found[1:] == needed[1:]
+    else:
+        matches = found == needed
+    if not matches:
+        raise DamagedInput(
+            f"{binding.stored} has shape {list(found)}, the config asks for {list(needed)}; "
+            "the config describes another model"
+        )

@@ -1,0 +1,107 @@
+"""From a path to a Model: which reader, which family, and the proof that names, shapes and rules match."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from nemoport import plugins
+from nemoport.errors import DamagedInput, UnsupportedInput, UsageError
+from nemoport.exporters import configs
+from nemoport.exporters.checkpoint import Checkpoint, Model
+from nemoport.exporters.formats import tokenizer
+from nemoport.exporters.rules import Column, resolve
+from nemoport.spec import ModelSpec, VocabPolicy, tensors
+
+READERS, FAMILIES = "nemoport.exporters.readers", "nemoport.exporters.families"
+
+
+def reader(path: Path) -> tuple[str, ModuleType]:
+    """The one reader whose layout this is: of those that recognise the path, the one that no other wraps."""
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
+    found = {name: module for name, module in plugins.load_all(READERS).items() if module.recognises(path)}
+    wrapped = {name for module in found.values() for name in module.WRAPS}
+    if not (chosen := {name: module for name, module in found.items() if name not in wrapped}):
+        raise UnsupportedInput(
+            f"{path} is no checkpoint that nemoport reads ({', '.join(plugins.names(READERS))}); "
+            "it looked for .metadata with .distcp files, for config.json with safetensors, and for what wraps them"
+        )
+    assert len(chosen) == 1, f"{sorted(chosen)} all recognise {path}"
+    return next(iter(chosen.items()))
+
+
+def checkpoint(path: Path, config: Mapping[str, Any] | None = None) -> Checkpoint:
+    """What is stored at a path, unread. `config` goes before what the files say."""
+    _, module = reader(path)
+    found: Checkpoint = module.read(path, config)
+    return found
+
+
+def model(path: Path, config: Mapping[str, Any] | None = None, vocab: VocabPolicy = "true") -> Model:
+    """The model at a path: every tensor explained and none read."""
+    return resolved(checkpoint(path, config), vocab)
+
+
+def resolved(stored: Checkpoint, vocab: VocabPolicy = "true") -> Model:
+    config = dict(stored.config)
+    if config.get("vocab_size") is None and stored.tokenizer:
+        config["vocab_size"] = tokenizer.size(stored.tokenizer)
+    family, column = _family(stored.naming, config)
+    spec = _with_vocabulary(configs.read(family, column.dialects, config), stored, column, vocab)
+    found = resolve(column, tensors(spec), stored.tensors)
+    return Model(
+        checkpoint=replace(stored, skipped={**stored.skipped, **found.skipped}),
+        spec=spec,
+        tensors=found.tensors,
+        sources=found.sources,
+    )
+
+
+def column(family: str, naming: str, instead: str) -> Column:
+    """A family's table for one naming; `instead` ends the error when it has none."""
+    columns: Mapping[str, Column] = plugins.load(FAMILIES, family).COLUMNS
+    if naming not in columns:
+        raise UnsupportedInput(f"family {family} has no {naming} names; {instead}")
+    return columns[naming]
+
+
+def _family(naming: str, config: Mapping[str, Any]) -> tuple[str, Column]:
+    """The family whose marks the config bears, else an error with the nearest one and what differs."""
+    nearest: tuple[int, str, list[str]] | None = None
+    for family, module in plugins.load_all(FAMILIES).items():
+        if (found := module.COLUMNS.get(naming)) is None:
+            continue
+        for dialect in found.dialects:
+            if not (differs := dialect.mismatches(config)):
+                return family, found
+            nearest = min((len(differs), family, differs), nearest or (len(differs), family, differs))
+    if nearest is None:
+        raise UnsupportedInput(f"no family reads {naming} names")
+    raise UnsupportedInput(
+        f"the config matches no family; the nearest is {nearest[1]}, but {'; '.join(nearest[2])}; "
+        "correct it with --config FILE, or supply a family as an entry point"
+    )
+
+
+def _with_vocabulary(spec: ModelSpec, stored: Checkpoint, column: Column, policy: VocabPolicy) -> ModelSpec:
+    """The vocabulary is what the config or the tokenizer says, never the rows of the embedding, which training pads."""
+    if policy == "padded":
+        name = next(rule.stored for rule in column.rules if rule.parts == ("embed.weight",))
+        if name not in stored.tensors:
+            raise DamagedInput(f"the embedding {name} is missing; the checkpoint is incomplete")
+        return replace(spec, vocab_size=stored.tensors[name].shape[0])
+    if spec.vocab_size is None:
+        raise UsageError(
+            f"neither the config nor a tokenizer in {stored.path} says the size of the vocabulary; "
+            "give vocab_size with --config FILE, or keep every row with --vocab padded"
+        )
+    known = tokenizer.size(stored.tokenizer) if stored.tokenizer else None
+    if known is not None and known > spec.vocab_size:
+        raise DamagedInput(
+            f"the tokenizer knows {known} ids and the model {spec.vocab_size}; correct vocab_size with --config FILE"
+        )
+    return spec

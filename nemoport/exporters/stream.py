@@ -1,0 +1,349 @@
+"""The engine: fill every slot of every file, in parallel, within a memory cap, and finish atomically.
+
+Everything is known before the first byte moves: files, headers, offsets, sizes. Each worker takes a slot, fills it block
+by block into a buffer of its own, hashes the block and writes it at its final offset. What is in memory is the blocks in
+flight. Files grow in a hidden directory beside the destination, with a journal of the slots that are done; a killed run
+leaves only that, and the same command finds it, checks the journal against the bytes and goes on. The last step is one
+rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock, local
+from typing import Any, BinaryIO
+
+import numpy as np
+from blake3 import blake3
+
+from nemoport import __version__
+from nemoport.artifact import (
+    LEDGER,
+    MANIFEST,
+    ORIGIN,
+    Artifact,
+    File,
+    describe,
+    json_bytes,
+    read_manifest,
+    sync_directory,
+    write_manifest,
+)
+from nemoport.errors import MachineError, UsageError
+from nemoport.exporters.checkpoint import Model, Output, Slot, TensorFile
+from nemoport.exporters.dtypes import Words, words
+from nemoport.exporters.tensor import LazyTensor, cut, nbytes
+from nemoport.spec import Plan, to_json
+
+BLOCK = 4 * 2**20
+"""Bytes moved at once: small enough to stay in cache between copy, hash and write."""
+DEFAULT_MEMORY = 512 * 2**20
+_INTERPRETER = 160 * 2**20
+"""Bytes that Python, numpy and the plan of a large model take."""
+_PER_WORKER = 8 * BLOCK
+"""A block, and what a cast holds of it at other widths."""
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes just finished, from any thread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One conversion, fully planned."""
+
+    kind: str
+    model: Model
+    plan: Plan
+    output: Output
+    destination: Path
+    config: Mapping[str, Any] | None = None
+    """What the user gave with --config; told to `origin.json`."""
+    workers: int = 1
+
+    @property
+    def bytes(self) -> int:
+        return sum(nbytes(slot.tensor) for file in self.output.files for slot in file.slots)
+
+
+def workers_within(max_memory: int) -> int:
+    """How many workers a memory cap allows, at most one a core."""
+    if (allowed := (max_memory - _INTERPRETER) // _PER_WORKER) < 1:
+        least = (_INTERPRETER + _PER_WORKER) // 2**20
+        raise UsageError(f"--max-memory {max_memory // 2**20}MiB is too little to work in; give at least {least}MiB")
+    return min(allowed, max(2, len(os.sched_getaffinity(0))), 16)
+
+
+def run(job: Job, progress: Progress = lambda _: None) -> Artifact:
+    """Write the artifact. Doing it again is no work; doing something else to the same place is an error."""
+    _check_complete(job)
+    fingerprint = _fingerprint(job)
+    if job.destination.exists():
+        return _finished_before(job, fingerprint)
+    partial = job.destination.with_name(f".{job.destination.name}.partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with _journal(partial, fingerprint) as journal:
+            _check_room(job, partial)
+            try:
+                digests = _fill(job, partial, journal, progress)
+                return _finish(job, partial, digests, fingerprint)
+            except Exception:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise MachineError(
+                f"no room left for {job.destination}: it needs {job.bytes} bytes ({error.strerror}); "
+                "free some, or write to another disk"
+            ) from error
+        raise MachineError(f"{job.destination} cannot be written: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The slots that are done, by file and name, and the file that new ones are added to."""
+
+    done: Mapping[tuple[str, str], str]
+    stream: BinaryIO
+    lock: Lock
+
+    def add(self, file: TensorFile, slot: Slot, digest: str) -> None:
+        with self.lock:
+            self.stream.write(json.dumps([file.path, slot.name, digest]).encode() + b"\n")
+            self.stream.flush()
+
+
+@contextmanager
+def _journal(partial: Path, fingerprint: str) -> Iterator[Journal]:
+    """Take over what an earlier run of the same job left; of another job, nothing."""
+    path = partial / ".journal"
+    with path.open("a+b") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another nemoport is writing {partial}; wait for it, or choose another directory") from None
+        stream.seek(0)
+        rows = []
+        for line in stream.read().splitlines():
+            with suppress(ValueError):  # the last line of a killed run may be cut
+                rows.append(json.loads(line))
+        if not rows or rows[0] != [fingerprint]:
+            for entry in partial.iterdir():
+                if entry != path:
+                    entry.unlink()
+            stream.truncate(0)
+            stream.write(json.dumps([fingerprint]).encode() + b"\n")
+            stream.flush()
+            rows = rows[:0]
+        done = {(row[0], row[1]): row[2] for row in rows if len(row) == 3}
+        yield Journal(done, stream, Lock())
+
+
+def _fill(job: Job, partial: Path, journal: Journal, progress: Progress) -> dict[tuple[str, str], str]:
+    """Every slot's digest, each slot written or found written."""
+    order = {name: index for index, name in enumerate(job.model.tensors)}
+    work = sorted(
+        ((file, slot, offset) for file in job.output.files for slot, offset in zip(file.slots, file.offsets, strict=True)),
+        # Ranks that share a source tensor take it together, so that it comes from the disk once.
+        key=lambda item: (order.get(item[1].parts[0], -1) if item[1].parts else -1, item[0].path, item[1].name),
+    )
+    streams = {file.path: _open(partial / file.path, file) for file in job.output.files}
+    buffers = local()
+    try:
+        with ThreadPoolExecutor(job.workers) as pool:
+
+            def fill(file: TensorFile, slot: Slot, offset: int) -> str:
+                handle = streams[file.path].fileno()
+                known = journal.done.get((file.path, slot.name))
+                if known is None or _digest_of(handle, offset, nbytes(slot.tensor)) != known:
+                    if not hasattr(buffers, "block"):
+                        buffers.block = np.empty(BLOCK, np.uint8)
+                    known = _write(handle, slot.tensor, offset, buffers.block)
+                    journal.add(file, slot, known)
+                progress(nbytes(slot.tensor))
+                return known
+
+            running = [(file, slot, pool.submit(fill, file, slot, offset)) for file, slot, offset in work]
+            try:
+                digests = {(file.path, slot.name): future.result() for file, slot, future in running}
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        for stream in streams.values():
+            os.fsync(stream.fileno())
+        return digests
+    finally:
+        for stream in streams.values():
+            stream.close()
+
+
+def _open(path: Path, file: TensorFile) -> BinaryIO:
+    """The file at its final size, with its header."""
+    size = max((offset + nbytes(slot.tensor) for slot, offset in zip(file.slots, file.offsets, strict=True)), default=0)
+    stream = path.open("r+b" if path.exists() else "x+b", buffering=0)
+    os.ftruncate(stream.fileno(), max(size, len(file.header)))
+    os.pwrite(stream.fileno(), file.header, 0)
+    return stream  # type: ignore[return-value]  # a raw file, since every access is by offset
+
+
+def _write(handle: int, tensor: LazyTensor, offset: int, buffer: Words) -> str:
+    """Move one tensor to its place; its digest."""
+    hasher = blake3()
+    for block in blocks(tensor):
+        size = nbytes(block)
+        space = buffer[:size] if size <= buffer.size else np.empty(size, np.uint8)
+        block.fill(space.view(words(block.dtype)).reshape(block.shape))
+        hasher.update(space)
+        _write_all(handle, memoryview(space), offset)
+        offset += size
+    return hasher.hexdigest()
+
+
+def blocks(tensor: LazyTensor, axis: int = 0) -> Iterator[LazyTensor]:
+    """A tensor in consecutive pieces of about `BLOCK` bytes, in row-major order."""
+    if nbytes(tensor) <= BLOCK or axis == len(tensor.shape):
+        yield tensor
+        return
+    length = tensor.shape[axis]
+    step = max(1, BLOCK * length // nbytes(tensor))
+    for start in range(0, length, step):
+        piece = cut(tensor, axis, start, min(start + step, length))
+        yield from blocks(piece, axis + 1) if step == 1 else (piece,)
+
+
+def _write_all(handle: int, content: memoryview, offset: int) -> None:
+    while content:
+        written = os.pwrite(handle, content, offset)
+        content, offset = content[written:], offset + written
+
+
+def _digest_of(handle: int, offset: int, size: int) -> str:
+    hasher = blake3()
+    while size and (content := os.pread(handle, min(size, BLOCK), offset)):
+        hasher.update(content)
+        offset, size = offset + len(content), size - len(content)
+    return hasher.hexdigest()
+
+
+def _finish(job: Job, partial: Path, digests: Mapping[tuple[str, str], str], fingerprint: str) -> Artifact:
+    """Ledger, small files, manifest, and the rename that makes it all true."""
+    (partial / LEDGER).write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in _ledger(job, digests)))
+    for name, content in job.output.sidecars.items():
+        (partial / name).write_bytes(content)
+    origin = {"path": str(job.model.checkpoint.path.resolve()), "config": job.config, "fingerprint": fingerprint}
+    (partial / ORIGIN).write_bytes(json_bytes(origin))
+    names = [*(file.path for file in job.output.files), *job.output.sidecars, LEDGER]
+    for name in (*job.output.sidecars, LEDGER, ORIGIN):
+        with (partial / name).open("rb") as stream:
+            os.fsync(stream.fileno())
+    artifact = _artifact(job, tuple(describe(partial / name, partial) for name in names))
+    write_manifest(partial, artifact)
+    (partial / ".journal").unlink()
+    sync_directory(partial)
+    os.rename(partial, job.destination)
+    sync_directory(job.destination.parent)
+    return artifact
+
+
+def _artifact(job: Job, files: tuple[File, ...]) -> Artifact:
+    checkpoint = job.model.checkpoint
+    return Artifact(
+        kind=job.kind,
+        spec=job.model.spec,
+        plan=job.plan,
+        dtype=job.output.dtype,
+        files=files,
+        loads=job.output.loads,
+        signature=job.output.signature,
+        source={
+            "format": checkpoint.format,
+            "writer": checkpoint.writer,
+            "tensors": len(checkpoint.tensors),
+            "skipped": len(checkpoint.skipped),
+            "trained": dict(checkpoint.trained),
+        },
+    )
+
+
+def _ledger(job: Job, digests: Mapping[tuple[str, str], str]) -> Iterator[dict[str, Any]]:
+    """One row for each source tensor, each skipped thing, each tensor written."""
+    checkpoint, used = job.model.checkpoint, {name for names in job.model.sources.values() for name in names}
+    for name, tensor in checkpoint.tensors.items():
+        if name in used:
+            yield {"source": name, "dtype": tensor.dtype, "shape": tensor.shape, "fate": "used"}
+    for name, rule in checkpoint.skipped.items():
+        yield {"source": name, "fate": "skipped", "rule": rule}
+    for file in job.output.files:
+        for slot, offset in zip(file.slots, file.offsets, strict=True):
+            yield {
+                "target": slot.name,
+                "file": file.path,
+                "dtype": slot.tensor.dtype,
+                "shape": slot.tensor.shape,
+                "offset": offset,
+                "bytes": nbytes(slot.tensor),
+                "blake3": digests[file.path, slot.name],
+                "parts": slot.parts,
+                "sources": sorted({name for part in slot.parts for name in job.model.sources[part]}),
+                "transform": slot.transform,
+            }
+
+
+def _check_complete(job: Job) -> None:
+    """Every canonical tensor goes somewhere, every slot has a name of its own."""
+    written = {part for file in job.output.files for slot in file.slots for part in slot.parts}
+    assert not (lost := set(job.model.tensors) - written), f"{job.kind} writes no {sorted(lost)[0]}"
+    for file in job.output.files:
+        assert len({slot.name for slot in file.slots}) == len(file.slots), file.path
+
+
+def _check_room(job: Job, partial: Path) -> None:
+    held = sum(entry.stat().st_blocks * 512 for entry in partial.iterdir())
+    if (free := shutil.disk_usage(partial).free + held) < job.bytes:
+        raise MachineError(
+            f"{job.destination} needs {job.bytes} bytes and its disk has {free} free; free some, or write to another disk"
+        )
+
+
+def _fingerprint(job: Job) -> str:
+    """What makes two runs the same job: this version, the plan, the layout of every output, and the source's files."""
+    source = job.model.checkpoint.path
+    stored = sorted(source.rglob("*")) if source.is_dir() else [source]
+    facts = {
+        "version": __version__,
+        "kind": job.kind,
+        "plan": to_json(job.plan),
+        "files": [
+            [file.path, blake3(file.header).hexdigest(), [[slot.name, slot.parts, slot.transform] for slot in file.slots]]
+            for file in job.output.files
+        ],
+        "sidecars": {name: blake3(content).hexdigest() for name, content in job.output.sidecars.items()},
+        "source": [str(source.resolve())],
+        "stored": [[str(path.relative_to(source)), *_stamp(path)] for path in stored if path.is_file()],
+    }
+    return blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _finished_before(job: Job, fingerprint: str) -> Artifact:
+    origin = job.destination / ORIGIN
+    with suppress(OSError, ValueError, KeyError):
+        if json.loads(origin.read_bytes())["fingerprint"] == fingerprint and (job.destination / MANIFEST).is_file():
+            return read_manifest(job.destination)
+    raise UsageError(
+        f"{job.destination} exists and is not the result of this conversion; remove it, or choose another with -o"
+    )

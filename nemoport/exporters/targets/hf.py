@@ -1,0 +1,74 @@
+"""`hf`: Hugging Face names, safetensors in shards of at most 5 GB, `config.json`, tokenizer. Loaded by transformers,
+vLLM, SGLang, NIM and TensorRT-LLM's PyTorch backend; sharding is a runtime argument there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nemoport.artifact import json_bytes
+from nemoport.errors import UsageError
+from nemoport.exporters import configs
+from nemoport.exporters.checkpoint import Model, Output, Slot
+from nemoport.exporters.formats import safetensors, tokenizer
+from nemoport.exporters.rules import bindings
+from nemoport.exporters.source import column
+from nemoport.exporters.tensor import cast, nbytes
+from nemoport.spec import Plan, tensors
+
+SHARD = 5 * 10**9
+"""Bytes of tensors in a file, as transformers' save_pretrained cuts them."""
+
+
+def output(model: Model, plan: Plan) -> Output:
+    if plan.world > 1:
+        raise UsageError(
+            f"--to hf writes one model for any number of ranks, tp={plan.tp} pp={plan.pp} was asked for; leave both out "
+            "and give them to the runtime, or use --to trtllm"
+        )
+    table = column(model.spec.family, "huggingface", "it can be written as onnx")
+    dtype = plan.dtype or model.dtype
+    slots = []
+    for binding in bindings(table.rules, tensors(model.spec)):
+        parts = tuple(part.name for part in binding.parts)
+        tensor = binding.layout.join([model.tensors[name] for name in parts], binding.parts)
+        kept = cast(tensor, plan.dtype or tensor.dtype)
+        slots.append(Slot(binding.stored, kept, parts, f"cast to {plan.dtype}" if kept is not tensor else ""))
+    special = tokenizer.special_ids(model.checkpoint.tokenizer) if model.checkpoint.tokenizer else {}
+    special |= {key: model.checkpoint.config[key] for key in _IDS if model.checkpoint.config.get(key) is not None}
+    config = configs.write(table.dialects, model.spec, "convert it to onnx") | {"torch_dtype": dtype} | special
+    sidecars = {"config.json": json_bytes(config), "generation_config.json": json_bytes(special)}
+    if model.checkpoint.tokenizer:
+        sidecars |= tokenizer.files(model.checkpoint.tokenizer)
+    shards = _shards(sorted(slots, key=lambda slot: slot.name))
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+        sidecars["model.safetensors.index.json"] = json_bytes(
+            {
+                "metadata": {"total_size": sum(nbytes(slot.tensor) for slot in slots)},
+                "weight_map": {slot.name: name for name, shard in zip(names, shards, strict=True) for slot in shard},
+            }
+        )
+    return Output(
+        files=tuple(
+            safetensors.file(name, shard, {"format": "pt"}) for name, shard in zip(names, shards, strict=True)
+        ),
+        sidecars=sidecars,
+        loads=("transformers 4.43 or later", "vLLM", "SGLang", "TensorRT-LLM 1.0 or later (PyTorch backend)"),
+        dtype=dtype,
+    )
+
+
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def _shards(slots: Iterable[Slot]) -> list[list[Slot]]:
+    shards: list[list[Slot]] = [[]]
+    size = 0
+    for slot in slots:
+        if shards[-1] and size + nbytes(slot.tensor) > SHARD:
+            shards.append([])
+            size = 0
+        shards[-1].append(slot)
+        size += nbytes(slot.tensor)
+    return shards

@@ -1,0 +1,282 @@
+"""What a model is (`ModelSpec`), how a target wants it (`Plan`), and the canonical tensors that follow from both.
+
+A spec is read from any config and written to any config. Canonical tensors are unfused, unsharded and finest-grained,
+and are named by place: `embed.weight`, `layers.0.attn.q.weight`, `layers.0.ffn.gate.weight`, `norm.weight`,
+`head.weight`. Every axis says what it counts (`heads`, `ffn`, `vocab`...), which is all that sharding needs to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import groupby
+from typing import Any, Literal
+
+from nemoport.errors import UsageError
+
+NormKind = Literal["rms", "layer"]
+Activation = Literal["silu"]
+VocabPolicy = Literal["true", "padded"]
+
+DTYPES = ("float32", "float16", "bfloat16")
+"""The dtypes that `--dtype` takes."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a canonical tensor: `size` elements, made of `units` that must stay whole (heads, for example)."""
+
+    name: str
+    size: int
+    units: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    name: str
+    axes: tuple[Axis, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(axis.size for axis in self.axes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """`rms`: x / rms(x) * w (arXiv:1910.07467). `layer`: (x - mean) / std * w + b (arXiv:1607.06450)."""
+
+    kind: NormKind = "rms"
+    eps: float = 1e-5
+
+    def tensors(self, width: Axis) -> dict[str, tuple[Axis, ...]]:
+        return {"weight": (width,)} if self.kind == "rms" else {"weight": (width,), "bias": (width,)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearScaling:
+    """Position interpolation: every position is divided by `factor` (arXiv:2306.15595)."""
+
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Scaling:
+    """Llama 3.1's scaling by wavelength: long waves are slowed by `factor`, short ones kept, a ramp between
+    (Hugging Face `rope_type: llama3`; Megatron-core `RotaryEmbedding._apply_scaling`)."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary position embedding (arXiv:2104.09864) on the first `dims` of each head, in half-split order
+    (`rotate_half`): element j is paired with j + dims / 2."""
+
+    dims: int
+    base: float = 10000.0
+    scaling: LinearScaling | Llama3Scaling | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Grouped-query attention; query head i uses KV head i // (heads / kv_heads). `window`: a position sees itself
+    and the `window - 1` before it. State between steps: keys and values, [batch, kv_heads, positions, head_dim]."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: Rope | None
+    window: int | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+
+    def tensors(self, hidden: Axis) -> dict[str, tuple[Axis, ...]]:
+        q = Axis("heads", self.heads * self.head_dim, self.heads)
+        kv = Axis("kv_heads", self.kv_heads * self.head_dim, self.kv_heads)
+        named = {
+            "q.weight": (q, hidden),
+            "k.weight": (kv, hidden),
+            "v.weight": (kv, hidden),
+            "o.weight": (hidden, q),
+        }
+        if self.qkv_bias:
+            named |= {"q.bias": (q,), "k.bias": (kv,), "v.bias": (kv,)}
+        if self.out_bias:
+            named |= {"o.bias": (hidden,)}
+        if self.qk_norm:
+            head = Axis("head_dim", self.head_dim, self.head_dim)
+            named |= {"q_norm.weight": (head,), "k_norm.weight": (head,)}
+        return named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """Feed-forward: down(act(gate(x)) * up(x)) (gated, arXiv:2002.05202) or down(act(up(x)))."""
+
+    intermediate: int
+    activation: Activation = "silu"
+    gated: bool = True
+    bias: bool = False
+
+    def tensors(self, hidden: Axis) -> dict[str, tuple[Axis, ...]]:
+        ffn = Axis("ffn", self.intermediate, self.intermediate)
+        named = {"gate.weight": (ffn, hidden)} if self.gated else {}
+        named |= {"up.weight": (ffn, hidden), "down.weight": (hidden, ffn)}
+        if self.bias:
+            named |= {"gate.bias": (ffn,)} if self.gated else {}
+            named |= {"up.bias": (ffn,), "down.bias": (hidden,)}
+        return named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """x += mixer(attn_norm(x)); x += ffn(ffn_norm(x))."""
+
+    mixer: Attention
+    ffn: Dense
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel:
+    """Logits over the vocabulary; `tied` uses the embedding as the output matrix."""
+
+    tied: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    family: str
+    vocab_size: int
+    hidden_size: int
+    max_positions: int
+    norm: Norm
+    head: LanguageModel
+    blocks: tuple[Block, ...]
+
+    def shard(self, plan: Plan, rank: int) -> ModelSpec:
+        """The model as one rank sees it: its stage's blocks, its share of heads and of the feed-forward.
+
+        Ranks count tensor parallelism first: rank = stage * tp + position. The vocabulary stays global, since
+        whether it is cut is the target's choice. `check_divisible` must hold.
+        """
+        stage = len(self.blocks) // plan.pp
+        first = rank // plan.tp * stage
+        return replace(self, blocks=tuple(_share(block, plan.tp) for block in self.blocks[first : first + stage]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a target cuts and casts a model. `ep` divides `tp`; the world is tp * pp ranks. dtype None keeps each
+    tensor's own."""
+
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    dtype: str | None = None
+    vocab: VocabPolicy = "true"
+
+    @property
+    def world(self) -> int:
+        return self.tp * self.pp
+
+
+def tensors(spec: ModelSpec) -> dict[str, TensorSpec]:
+    """Every canonical tensor of the model, by name, in reading order."""
+    return {tensor.name: tensor for tensor in _tensors(spec)}
+
+
+def check_divisible(spec: ModelSpec, plan: Plan) -> None:
+    """Refuse, before anything is read, a plan that does not divide the model."""
+    if (layers := len(spec.blocks)) % plan.pp:
+        raise UsageError(f"{layers} layers do not divide over pp={plan.pp}; use pp {_divisors(layers)}")
+    for block in dict.fromkeys(spec.blocks):
+        heads, kv_heads = block.mixer.heads, block.mixer.kv_heads
+        if heads % plan.tp:
+            raise UsageError(f"{heads} heads do not divide over tp={plan.tp}; use tp {_divisors(heads)}")
+        if kv_heads % plan.tp and plan.tp % kv_heads:
+            fit = [tp for tp in range(1, heads + 1) if heads % tp == 0 and not (kv_heads % tp and tp % kv_heads)]
+            raise UsageError(
+                f"{kv_heads} KV heads neither divide over tp={plan.tp} nor repeat to it; use tp {_either(fit)}"
+            )
+        if block.ffn.intermediate % plan.tp:
+            raise UsageError(
+                f"feed-forward size {block.ffn.intermediate} does not divide over tp={plan.tp}; "
+                f"use tp {_either([tp for tp in range(1, heads + 1) if heads % tp == block.ffn.intermediate % tp == 0])}"
+            )
+
+
+def parameter_count(spec: ModelSpec) -> int:
+    total = 0
+    for tensor in tensors(spec).values():
+        count = 1
+        for size in tensor.shape:
+            count *= size
+        total += count
+    return total
+
+
+def to_json(value: Any) -> Any:
+    """A spec or plan as JSON data. Unions carry their class in `kind`; runs of equal blocks are written once."""
+    if isinstance(value, ModelSpec):
+        data = {field.name: to_json(getattr(value, field.name)) for field in fields(value) if field.name != "blocks"}
+        return data | {"blocks": [{"repeat": len(list(run)), **to_json(block)} for block, run in groupby(value.blocks)]}
+    if is_dataclass(value):
+        data = {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        return {"kind": type(value).__name__, **data} if type(value).__name__ in _KINDS else data
+    return value
+
+
+def spec_from_json(data: Mapping[str, Any]) -> ModelSpec:
+    blocks = tuple(
+        block
+        for row in data["blocks"]
+        for block in [Block(mixer=_from_json(row["mixer"]), ffn=_from_json(row["ffn"]))] * row["repeat"]
+    )
+    norm, head = Norm(**data["norm"]), _from_json(data["head"])
+    return ModelSpec(**{**data, "norm": norm, "head": head, "blocks": blocks})
+
+
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Attention, Dense, LanguageModel, LinearScaling, Llama3Scaling)}
+
+
+def _from_json(data: Any) -> Any:
+    if not isinstance(data, Mapping):
+        return data
+    data = {key: _from_json(value) for key, value in data.items()}
+    if kind := data.pop("kind", None):
+        return _KINDS[kind](**data)
+    return Rope(**data)
+
+
+def _tensors(spec: ModelSpec) -> Iterator[TensorSpec]:
+    vocab = Axis("vocab", spec.vocab_size, spec.vocab_size)
+    hidden = Axis("hidden", spec.hidden_size, spec.hidden_size)
+    norm = spec.norm.tensors(hidden)
+    yield TensorSpec("embed.weight", (vocab, hidden))
+    for i, block in enumerate(spec.blocks):
+        parts = {"attn_norm": norm, "attn": block.mixer.tensors(hidden), "ffn_norm": norm, "ffn": block.ffn.tensors(hidden)}
+        for part, named in parts.items():
+            for name, axes in named.items():
+                yield TensorSpec(f"layers.{i}.{part}.{name}", axes)
+    for name, axes in norm.items():
+        yield TensorSpec(f"norm.{name}", axes)
+    if not spec.head.tied:
+        yield TensorSpec("head.weight", (vocab, hidden))
+
+
+def _share(block: Block, tp: int) -> Block:
+    mixer = replace(block.mixer, heads=block.mixer.heads // tp, kv_heads=max(1, block.mixer.kv_heads // tp))
+    return Block(mixer=mixer, ffn=replace(block.ffn, intermediate=block.ffn.intermediate // tp))
+
+
+def _divisors(number: int) -> str:
+    return _either([candidate for candidate in range(1, number + 1) if number % candidate == 0])
+
+
+def _either(numbers: list[int]) -> str:
+    words = [str(number) for number in numbers]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
