@@ -2,13 +2,14 @@
 
     model.onnx, model.onnx.data, rank0.safetensors, config.json ...   what the runtime loads
     ledger.jsonl    one line for each tensor: where it came from, what was done to it, its digest
-    manifest.json   kind, model, plan, signature, source, producer, and the size and BLAKE3 of every file above
+    manifest.json   kind, model, plan, signature, source, producer, and the size and digest of every file above
 
 The manifest is written last and lists everything that counts; the same inputs give the same bytes. Three more files
 may lie in the directory without being part of it: `origin.json` tells this machine where the source checkpoint was,
 `report.json` is the verdict of `validate`, and `golden.npz` the source's answers it was compared with.
 
-Digests are plain BLAKE3 of the whole file, as `b3sum` prints them: hashing must not be slower than copying.
+Digests are BLAKE3, which is as fast as copying: of a whole file, as `b3sum` prints it, or for a file of tensors of its
+header and of each tensor, taken while they stream and listed in the ledger, whose own digest the manifest holds.
 """
 
 from __future__ import annotations
@@ -34,6 +35,17 @@ SCHEMA = 1
 class File:
     path: str
     """Relative to the artifact, with forward slashes."""
+    size: int
+    blake3: str | None
+    """None for a file of tensors, whose pieces are in the ledger."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a tensor file, as the ledger lists it: its header, or one tensor."""
+
+    name: str
+    offset: int
     size: int
     blake3: str
 
@@ -108,23 +120,58 @@ def read_manifest(directory: Path) -> Artifact:
         raise DamagedInput(f"{path} is not a manifest that nemoport wrote ({error}); convert again") from error
 
 
-def verify(directory: Path, artifact: Artifact) -> None:
-    """Compare every file with the manifest; an error names the first that differs and how many do."""
-    wrong = []
-    for file in artifact.files:
-        path = directory / file.path
-        if not path.is_file():
-            wrong.append(f"{file.path} is missing")
-        elif (size := path.stat().st_size) != file.size:
-            wrong.append(f"{file.path} has {size} bytes, {file.size} in the manifest")
-        elif digest(path) != file.blake3:
-            wrong.append(f"{file.path} differs from its digest")
+def verify(directory: Path, artifact: Artifact, ledger: Path | None = None) -> None:
+    """Compare every file with its digests; an error names the first that differs and how many do. `ledger` is given
+    where it does not lie with the files, and must itself match the manifest."""
+    listed = pieces(ledger or directory / LEDGER)
+    wrong = [reason for file in artifact.files if (reason := _differs(directory / file.path, file, listed))]
     if wrong:
         raise DamagedInput(f"{directory}: {wrong[0]} ({len(wrong)} of {len(artifact.files)} files); convert again")
 
 
+def pieces(ledger: Path) -> dict[str, list[Piece]]:
+    """What the ledger lists of each tensor file."""
+    found: dict[str, list[Piece]] = {}
+    try:
+        for line in ledger.read_bytes().splitlines():
+            row = json.loads(line)
+            if "file" in row:
+                piece = Piece(row.get("target", "header"), row["offset"], row["bytes"], row["blake3"])
+                found.setdefault(row["file"], []).append(piece)
+    except FileNotFoundError:
+        raise DamagedInput(f"{ledger} is missing, and it holds the digests of the tensors; convert again") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedInput(f"{ledger} is not a ledger that nemoport wrote ({error!r}); convert again") from error
+    return found
+
+
+def _differs(path: Path, file: File, listed: Mapping[str, list[Piece]]) -> str | None:
+    if not path.is_file():
+        return f"{file.path} is missing"
+    if (size := path.stat().st_size) != file.size:
+        return f"{file.path} has {size} bytes, {file.size} in the manifest"
+    if file.blake3 is not None:
+        return None if digest(path) == file.blake3 else f"{file.path} differs from its digest"
+    if file.path not in listed:
+        return f"{file.path} is not in the ledger"
+    with path.open("rb") as stream:
+        for piece in listed[file.path]:
+            if digest_at(stream.fileno(), piece.offset, piece.size) != piece.blake3:
+                return f"{piece.name} in {file.path} differs from its digest"
+    return None
+
+
+def digest_at(handle: int, offset: int, size: int) -> str:
+    """BLAKE3 of `size` bytes of an open file."""
+    hasher = blake3()
+    while size and (content := os.pread(handle, min(size, 4 * 2**20), offset)):
+        hasher.update(content)
+        offset, size = offset + len(content), size - len(content)
+    return hasher.hexdigest()
+
+
 def describe(path: Path, root: Path) -> File:
-    """The manifest's row for a file that is complete."""
+    """The manifest's row for a file that is complete and not of tensors."""
     return File(path.relative_to(root).as_posix(), path.stat().st_size, digest(path))
 
 

@@ -83,7 +83,8 @@ class Rope:
 @dataclass(frozen=True, kw_only=True)
 class Attention:
     """Grouped-query attention; query head i uses KV head i // (heads / kv_heads). `window`: a position sees itself
-    and the `window - 1` before it. State between steps: keys and values, [batch, kv_heads, positions, head_dim]."""
+    and the `window - 1` before it. `qk_norm`: RMSNorm over each head of q and k, before rope, with the model's eps.
+    State between steps: keys and values, [batch, kv_heads, positions, head_dim]."""
 
     heads: int
     kv_heads: int
@@ -97,7 +98,7 @@ class Attention:
     def tensors(self, hidden: Axis) -> dict[str, tuple[Axis, ...]]:
         q = Axis("heads", self.heads * self.head_dim, self.heads)
         kv = Axis("kv_heads", self.kv_heads * self.head_dim, self.kv_heads)
-        named = {
+        named: dict[str, tuple[Axis, ...]] = {
             "q.weight": (q, hidden),
             "k.weight": (kv, hidden),
             "v.weight": (kv, hidden),
@@ -124,7 +125,7 @@ class Dense:
 
     def tensors(self, hidden: Axis) -> dict[str, tuple[Axis, ...]]:
         ffn = Axis("ffn", self.intermediate, self.intermediate)
-        named = {"gate.weight": (ffn, hidden)} if self.gated else {}
+        named: dict[str, tuple[Axis, ...]] = {"gate.weight": (ffn, hidden)} if self.gated else {}
         named |= {"up.weight": (ffn, hidden), "down.weight": (hidden, ffn)}
         if self.bias:
             named |= {"gate.bias": (ffn,)} if self.gated else {}
@@ -202,11 +203,9 @@ def check_divisible(spec: ModelSpec, plan: Plan) -> None:
             raise UsageError(
                 f"{kv_heads} KV heads neither divide over tp={plan.tp} nor repeat to it; use tp {_either(fit)}"
             )
-        if block.ffn.intermediate % plan.tp:
-            raise UsageError(
-                f"feed-forward size {block.ffn.intermediate} does not divide over tp={plan.tp}; "
-                f"use tp {_either([tp for tp in range(1, heads + 1) if heads % tp == block.ffn.intermediate % tp == 0])}"
-            )
+        if (width := block.ffn.intermediate) % plan.tp:
+            fit = [tp for tp in range(1, heads + 1) if heads % tp == 0 and width % tp == 0]
+            raise UsageError(f"feed-forward size {width} does not divide over tp={plan.tp}; use tp {_either(fit)}")
 
 
 def parameter_count(spec: ModelSpec) -> int:
@@ -240,7 +239,9 @@ def spec_from_json(data: Mapping[str, Any]) -> ModelSpec:
     return ModelSpec(**{**data, "norm": norm, "head": head, "blocks": blocks})
 
 
-_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Attention, Dense, LanguageModel, LinearScaling, Llama3Scaling)}
+_KINDS: dict[str, Any] = {
+    kind.__name__: kind for kind in (Attention, Dense, LanguageModel, LinearScaling, Llama3Scaling)
+}
 
 
 def _from_json(data: Any) -> Any:
@@ -258,7 +259,12 @@ def _tensors(spec: ModelSpec) -> Iterator[TensorSpec]:
     norm = spec.norm.tensors(hidden)
     yield TensorSpec("embed.weight", (vocab, hidden))
     for i, block in enumerate(spec.blocks):
-        parts = {"attn_norm": norm, "attn": block.mixer.tensors(hidden), "ffn_norm": norm, "ffn": block.ffn.tensors(hidden)}
+        parts = {
+            "attn_norm": norm,
+            "attn": block.mixer.tensors(hidden),
+            "ffn_norm": norm,
+            "ffn": block.ffn.tensors(hidden),
+        }
         for part, named in parts.items():
             for name, axes in named.items():
                 yield TensorSpec(f"layers.{i}.{part}.{name}", axes)

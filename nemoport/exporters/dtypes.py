@@ -58,7 +58,8 @@ def real(dtype: str) -> np.dtype[np.generic]:
     if dtype in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, dtype))
+        kind: np.dtype[np.generic] = np.dtype(getattr(ml_dtypes, dtype))
+        return kind
     return np.dtype(dtype)
 
 

@@ -1,9 +1,9 @@
 """Rules: one line of a table ties one stored tensor to the canonical tensors inside it.
 
-    Rule("decoder.layers.{i}.mlp.linear_fc1.weight", ("layers.{i}.ffn.gate.weight", "layers.{i}.ffn.up.weight"), STACKED)
+    Rule("decoder.layers.{i}.mlp.linear_fc1.weight", (gate, up), STACKED)
 
-A column is the table of one naming (Megatron, Hugging Face, TensorRT-LLM) of one family, with the words of its config.
-It is read both ways: `resolve` splits stored tensors into canonical ones, `write` joins canonical ones into stored ones.
+A column is the table of one naming (Megatron, Hugging Face, TensorRT-LLM) of one family, with the dialects of its
+config. It is read both ways: `resolve` splits stored tensors into canonical ones, `bindings` with `join` writes them.
 Two rules may offer the same parts under different names; a checkpoint has one of them, and the first is written.
 """
 

@@ -48,6 +48,11 @@ def model(path: Path, config: Mapping[str, Any] | None = None, vocab: VocabPolic
 
 def resolved(stored: Checkpoint, vocab: VocabPolicy = "true") -> Model:
     config = dict(stored.config)
+    if not config:
+        raise UsageError(
+            f"{stored.path} is a {stored.format} checkpoint and carries no architecture; give it with --config FILE "
+            "(JSON or YAML in Megatron-core's words: num_layers, hidden_size, num_attention_heads, ...)"
+        )
     if config.get("vocab_size") is None and stored.tokenizer:
         config["vocab_size"] = tokenizer.size(stored.tokenizer)
     family, column = _family(stored.naming, config)

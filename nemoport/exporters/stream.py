@@ -1,10 +1,10 @@
 """The engine: fill every slot of every file, in parallel, within a memory cap, and finish atomically.
 
-Everything is known before the first byte moves: files, headers, offsets, sizes. Each worker takes a slot, fills it block
-by block into a buffer of its own, hashes the block and writes it at its final offset. What is in memory is the blocks in
-flight. Files grow in a hidden directory beside the destination, with a journal of the slots that are done; a killed run
-leaves only that, and the same command finds it, checks the journal against the bytes and goes on. The last step is one
-rename.
+Everything is known before the first byte moves: files, headers, offsets, sizes. Each worker takes a slot, fills it
+block by block into a buffer of its own, hashes the block and writes it at its final offset. What is in memory is the
+blocks in flight. Files grow in a hidden directory beside the destination, with a journal of the slots that are done; a
+killed run leaves only that, and the same command finds it, checks the journal against the bytes and goes on. The last
+step is one rename.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from threading import Lock, local
 from typing import Any, BinaryIO
 
 import numpy as np
 from blake3 import blake3
+from numpy.typing import NDArray
 
 from nemoport import __version__
 from nemoport.artifact import (
@@ -33,6 +35,7 @@ from nemoport.artifact import (
     Artifact,
     File,
     describe,
+    digest_at,
     json_bytes,
     read_manifest,
     sync_directory,
@@ -40,7 +43,7 @@ from nemoport.artifact import (
 )
 from nemoport.errors import MachineError, UsageError
 from nemoport.exporters.checkpoint import Model, Output, Slot, TensorFile
-from nemoport.exporters.dtypes import Words, words
+from nemoport.exporters.dtypes import words
 from nemoport.exporters.tensor import LazyTensor, cut, nbytes
 from nemoport.spec import Plan, to_json
 
@@ -131,7 +134,9 @@ def _journal(partial: Path, fingerprint: str) -> Iterator[Journal]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"another nemoport is writing {partial}; wait for it, or choose another directory") from None
+            raise UsageError(
+                f"another nemoport is writing {partial}; wait for it, or choose another directory"
+            ) from None
         stream.seek(0)
         rows = []
         for line in stream.read().splitlines():
@@ -153,7 +158,11 @@ def _fill(job: Job, partial: Path, journal: Journal, progress: Progress) -> dict
     """Every slot's digest, each slot written or found written."""
     order = {name: index for index, name in enumerate(job.model.tensors)}
     work = sorted(
-        ((file, slot, offset) for file in job.output.files for slot, offset in zip(file.slots, file.offsets, strict=True)),
+        (
+            (file, slot, offset)
+            for file in job.output.files
+            for slot, offset in zip(file.slots, file.offsets, strict=True)
+        ),
         # Ranks that share a source tensor take it together, so that it comes from the disk once.
         key=lambda item: (order.get(item[1].parts[0], -1) if item[1].parts else -1, item[0].path, item[1].name),
     )
@@ -165,7 +174,7 @@ def _fill(job: Job, partial: Path, journal: Journal, progress: Progress) -> dict
             def fill(file: TensorFile, slot: Slot, offset: int) -> str:
                 handle = streams[file.path].fileno()
                 known = journal.done.get((file.path, slot.name))
-                if known is None or _digest_of(handle, offset, nbytes(slot.tensor)) != known:
+                if known is None or digest_at(handle, offset, nbytes(slot.tensor)) != known:
                     if not hasattr(buffers, "block"):
                         buffers.block = np.empty(BLOCK, np.uint8)
                     known = _write(handle, slot.tensor, offset, buffers.block)
@@ -187,24 +196,24 @@ def _fill(job: Job, partial: Path, journal: Journal, progress: Progress) -> dict
             stream.close()
 
 
-def _open(path: Path, file: TensorFile) -> BinaryIO:
+def _open(path: Path, file: TensorFile) -> FileIO:
     """The file at its final size, with its header."""
     size = max((offset + nbytes(slot.tensor) for slot, offset in zip(file.slots, file.offsets, strict=True)), default=0)
     stream = path.open("r+b" if path.exists() else "x+b", buffering=0)
     os.ftruncate(stream.fileno(), max(size, len(file.header)))
     os.pwrite(stream.fileno(), file.header, 0)
-    return stream  # type: ignore[return-value]  # a raw file, since every access is by offset
+    return stream
 
 
-def _write(handle: int, tensor: LazyTensor, offset: int, buffer: Words) -> str:
+def _write(handle: int, tensor: LazyTensor, offset: int, buffer: NDArray[np.uint8]) -> str:
     """Move one tensor to its place; its digest."""
     hasher = blake3()
     for block in blocks(tensor):
         size = nbytes(block)
         space = buffer[:size] if size <= buffer.size else np.empty(size, np.uint8)
         block.fill(space.view(words(block.dtype)).reshape(block.shape))
-        hasher.update(space)
-        _write_all(handle, memoryview(space), offset)
+        hasher.update(space.data)
+        _write_all(handle, space.data, offset)
         offset += size
     return hasher.hexdigest()
 
@@ -227,14 +236,6 @@ def _write_all(handle: int, content: memoryview, offset: int) -> None:
         content, offset = content[written:], offset + written
 
 
-def _digest_of(handle: int, offset: int, size: int) -> str:
-    hasher = blake3()
-    while size and (content := os.pread(handle, min(size, BLOCK), offset)):
-        hasher.update(content)
-        offset, size = offset + len(content), size - len(content)
-    return hasher.hexdigest()
-
-
 def _finish(job: Job, partial: Path, digests: Mapping[tuple[str, str], str], fingerprint: str) -> Artifact:
     """Ledger, small files, manifest, and the rename that makes it all true."""
     (partial / LEDGER).write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in _ledger(job, digests)))
@@ -242,11 +243,12 @@ def _finish(job: Job, partial: Path, digests: Mapping[tuple[str, str], str], fin
         (partial / name).write_bytes(content)
     origin = {"path": str(job.model.checkpoint.path.resolve()), "config": job.config, "fingerprint": fingerprint}
     (partial / ORIGIN).write_bytes(json_bytes(origin))
-    names = [*(file.path for file in job.output.files), *job.output.sidecars, LEDGER]
+    tensor_files = tuple(File(file.path, (partial / file.path).stat().st_size, None) for file in job.output.files)
     for name in (*job.output.sidecars, LEDGER, ORIGIN):
         with (partial / name).open("rb") as stream:
             os.fsync(stream.fileno())
-    artifact = _artifact(job, tuple(describe(partial / name, partial) for name in names))
+    plain = tuple(describe(partial / name, partial) for name in (*job.output.sidecars, LEDGER))
+    artifact = _artifact(job, tensor_files + plain)
     write_manifest(partial, artifact)
     (partial / ".journal").unlink()
     sync_directory(partial)
@@ -276,7 +278,7 @@ def _artifact(job: Job, files: tuple[File, ...]) -> Artifact:
 
 
 def _ledger(job: Job, digests: Mapping[tuple[str, str], str]) -> Iterator[dict[str, Any]]:
-    """One row for each source tensor, each skipped thing, each tensor written."""
+    """One row for each source tensor, each skipped thing, each header and tensor written."""
     checkpoint, used = job.model.checkpoint, {name for names in job.model.sources.values() for name in names}
     for name, tensor in checkpoint.tensors.items():
         if name in used:
@@ -284,6 +286,8 @@ def _ledger(job: Job, digests: Mapping[tuple[str, str], str]) -> Iterator[dict[s
     for name, rule in checkpoint.skipped.items():
         yield {"source": name, "fate": "skipped", "rule": rule}
     for file in job.output.files:
+        if file.header:
+            yield {"file": file.path, "offset": 0, "bytes": len(file.header), "blake3": _hash(file.header)}
         for slot, offset in zip(file.slots, file.offsets, strict=True):
             yield {
                 "target": slot.name,
@@ -311,7 +315,8 @@ def _check_room(job: Job, partial: Path) -> None:
     held = sum(entry.stat().st_blocks * 512 for entry in partial.iterdir())
     if (free := shutil.disk_usage(partial).free + held) < job.bytes:
         raise MachineError(
-            f"{job.destination} needs {job.bytes} bytes and its disk has {free} free; free some, or write to another disk"
+            f"{job.destination} needs {job.bytes} bytes and its disk has {free} free; "
+            "free some, or write to another disk"
         )
 
 
@@ -324,14 +329,22 @@ def _fingerprint(job: Job) -> str:
         "kind": job.kind,
         "plan": to_json(job.plan),
         "files": [
-            [file.path, blake3(file.header).hexdigest(), [[slot.name, slot.parts, slot.transform] for slot in file.slots]]
+            [
+                file.path,
+                _hash(file.header),
+                [[slot.name, slot.parts, slot.transform] for slot in file.slots],
+            ]
             for file in job.output.files
         ],
-        "sidecars": {name: blake3(content).hexdigest() for name, content in job.output.sidecars.items()},
+        "sidecars": {name: _hash(content) for name, content in job.output.sidecars.items()},
         "source": [str(source.resolve())],
         "stored": [[str(path.relative_to(source)), *_stamp(path)] for path in stored if path.is_file()],
     }
-    return blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return _hash(json.dumps(facts, sort_keys=True).encode())
+
+
+def _hash(content: bytes) -> str:
+    return blake3(content).hexdigest()
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Tensors whose shape is known and whose bytes are not read yet.
 
 A lazy tensor is a small tree: stored arrays at the leaves, and above them mosaics (concatenations, shards, padding),
-casts and the like. Cutting a tree moves down to the leaves, so only the bytes of a wanted slice are ever touched; filling
-a buffer walks the tree once and copies straight from the mapped files.
+casts and the like. Cutting a tree moves down to the leaves, so only the bytes of a wanted slice are ever touched;
+filling a buffer walks the tree once and copies straight from the mapped files.
 
     stacked = files.array("__0_0.distcp", offset=512, shape=(4, 96, 64), dtype="bfloat16")
     layer = squeeze(cut(stacked, 0, 2, 3))                  # [96, 64], nothing read

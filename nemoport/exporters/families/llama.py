@@ -314,12 +314,21 @@ TRTLLM = (
         Key("out_bias", "attn_bias", False, bool),
         Key("ffn_bias", "mlp_bias", False, bool),
         fixed={"window": None, "qk_norm": False},
-        constants={"residual_mlp": False, "disable_weight_only_quant_plugin": False, "remove_duplicated_kv_heads": False},
+        constants={
+            "residual_mlp": False,
+            "disable_weight_only_quant_plugin": False,
+            "remove_duplicated_kv_heads": False,
+        },
     ),
     _trtllm(
         "Qwen2ForCausalLM",
         fixed=_PLAIN | {"qkv_bias": True},
-        constants={"qwen_type": "qwen2", "attn_bias": True, "mlp_bias": False, "disable_weight_only_quant_plugin": False},
+        constants={
+            "qwen_type": "qwen2",
+            "attn_bias": True,
+            "mlp_bias": False,
+            "disable_weight_only_quant_plugin": False,
+        },
     ),
 )
 

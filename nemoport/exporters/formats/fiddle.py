@@ -80,7 +80,7 @@ _CLASS = "__fn_or_cls__"
 
 def _attributes(objects: Mapping[str, Any], reference: Any) -> dict[str, Any]:
     """The named arguments of the object that a reference points to, and its class under `_CLASS`."""
-    found = objects.get(reference.get("key")) if isinstance(reference, Mapping) else None
+    found = objects.get(str(reference.get("key"))) if isinstance(reference, Mapping) else None
     items = found.get("items") if isinstance(found, Mapping) else None
     named: dict[str, Any] = {}
     for item in items if isinstance(items, list) else ():

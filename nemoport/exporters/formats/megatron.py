@@ -1,5 +1,4 @@
-"""Megatron's words: configs of its several writers brought to Megatron-core's own, and what all of them store beside
-weights.
+"""Megatron's words: configs of its writers brought to Megatron-core's own, and what they store beside weights.
 
 A Megatron config here is a flat mapping in the words of `TransformerConfig` and `GPTModel` (megatron/core/transformer/
 transformer_config.py, models/gpt/gpt_model.py), as `--config` takes it.
@@ -28,6 +27,7 @@ _PREFIXES = ("module.", "model.")
 """Left by wrappers (Float16Module, NeMo's MegatronParallel), in any number."""
 
 _STACK = "decoder.layers."
+_PARALLEL = {"tp": "tensor", "pp": "pipeline", "ep": "expert"}
 
 _ARGUMENTS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "norm_epsilon": ("layernorm_epsilon", lambda value: value),
@@ -39,7 +39,7 @@ _ARGUMENTS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "num_experts": ("num_moe_experts", lambda value: value),
     "rotary_seq_len_interpolation_factor": ("seq_len_interpolation_factor", lambda value: value),
 }
-"""Megatron-LM's argument -> Megatron-core's word (megatron/training/arguments.py, core_transformer_config_from_args)."""
+"""Megatron-LM's argument -> Megatron-core's word (megatron/training/arguments.py)."""
 
 
 def words_of_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,14 +75,12 @@ def plain(value: Any) -> Any:
 
 def trained(words: Mapping[str, Any]) -> dict[str, int]:
     """The parallel layout of the training run, as far as the config tells."""
-    keys = {"tp": "tensor_model_parallel_size", "pp": "pipeline_model_parallel_size", "ep": "expert_model_parallel_size"}
-    return {short: words[key] for short, key in keys.items() if isinstance(words.get(key), int)}
+    sizes = {short: words.get(f"{name}_model_parallel_size") for short, name in _PARALLEL.items()}
+    return {short: size for short, size in sizes.items() if isinstance(size, int)}
 
 
-def weights(
-    stored: Mapping[str, LazyTensor], objects: Iterable[str]
-) -> tuple[dict[str, LazyTensor], dict[str, str]]:
-    """The model's tensors under Megatron-core's names, stacked layers taken apart, and what is skipped by which rule."""
+def weights(stored: Mapping[str, LazyTensor], objects: Iterable[str]) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    """The tensors under Megatron-core's names, stacked layers taken apart; and what is skipped, by which rule."""
     skipped = {name: rule for name in objects if (rule := _skipped_by(name))}
     unnamed = {name: "pickled object" for name in objects if name not in skipped}
     kept: dict[str, LazyTensor] = {}

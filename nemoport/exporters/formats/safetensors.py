@@ -36,14 +36,18 @@ def read(files: Files, path: Path) -> dict[str, LazyTensor]:
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedInput(f"{path.name}: the header's entry {name} is malformed ({error!r})") from error
         if code not in BY_SAFETENSORS:
-            raise UnsupportedInput(f"{name} in {path.name} has dtype {code}; nemoport reads {', '.join(BY_SAFETENSORS)}")
+            raise UnsupportedInput(
+                f"{name} in {path.name} has dtype {code}; nemoport reads {', '.join(BY_SAFETENSORS)}"
+            )
         dtype = BY_SAFETENSORS[code].name
         if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
             raise DamagedInput(f"{path.name}: the header's entry {name} has impossible numbers {numbers}")
         if end - begin != prod(shape) * itemsize(dtype):
             raise DamagedInput(f"{name} in {path.name} has {end - begin} bytes, its shape {list(shape)} needs others")
         if start + end > size:
-            raise DamagedInput(f"{path.name} is truncated: {size} bytes, {start + end} needed; copy the checkpoint again")
+            raise DamagedInput(
+                f"{path.name} is truncated: {size} bytes, {start + end} needed; copy the checkpoint again"
+            )
         tensors[name] = files.array(path, offset=start + begin, shape=shape, dtype=dtype)
     return tensors
 

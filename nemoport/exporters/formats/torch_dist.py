@@ -1,9 +1,9 @@
 """PyTorch's distributed checkpoint format, as Megatron-core's `torch_dist` uses it.
 
-A directory of `.metadata`, a pickled index of chunks, and `__RANK_N.distcp` files of concatenated `torch.save` archives.
-The index says where each chunk's archive lies; its numbers are the stored member `<stem>/data/0`, found
-through the archive's directory when it is first read, so no second pickle is opened. Sources: torch/distributed/checkpoint/{metadata,filesystem}.py
-and APPNOTE.TXT 4.3.7 for the headers.
+A directory of `.metadata`, a pickled index of chunks, and `__RANK_N.distcp` files of concatenated `torch.save`
+archives. The index says where each chunk's archive lies; its numbers are the stored member `<stem>/data/0`, found
+through the archive's directory when it is first read, so no second pickle is opened. Sources:
+torch/distributed/checkpoint/{metadata,filesystem}.py, and APPNOTE.TXT 4.3.7 for the headers.
 """
 
 from __future__ import annotations
@@ -79,9 +79,13 @@ def _places(directory: Path, index: Record) -> dict[tuple[str, tuple[int, ...]],
         for key, info in index["storage_data"].items():
             path = directory / info["relative_path"]
             if path.parent.resolve() != directory.resolve():
-                raise DamagedInput(f"{INDEX} points outside its directory, to {info['relative_path']}; it was tampered with")
+                raise DamagedInput(
+                    f"{INDEX} points outside its directory, to {info['relative_path']}; it was tampered with"
+                )
             if info.get("transform_descriptors"):
-                raise DamagedInput(f"{path.name} is transformed by {info['transform_descriptors']}, which is not supported")
+                raise DamagedInput(
+                    f"{path.name} is transformed by {info['transform_descriptors']}, which is not supported"
+                )
             corner = tuple(key.get("offset") or ())
             places[key["fqn"], corner] = _Place(path, info["offset"], info["length"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -89,9 +93,7 @@ def _places(directory: Path, index: Record) -> dict[tuple[str, tuple[int, ...]],
     return places
 
 
-def _tensor(
-    files: Files, name: str, entry: Record, places: Mapping[tuple[str, tuple[int, ...]], _Place]
-) -> LazyTensor:
+def _tensor(files: Files, name: str, entry: Record, places: Mapping[tuple[str, tuple[int, ...]], _Place]) -> LazyTensor:
     shape = _dimensions(entry["size"])
     dtype = known(_dtype(entry["properties"]), name)
     pieces = []
@@ -154,10 +156,10 @@ def _numbers(place: _Place, nbytes: int, name: str) -> int:
             (member,) = (info for info in archive.infolist() if info.filename.endswith("/data/0"))
             file.seek(place.offset + member.header_offset)
             header = file.read(_LOCAL_HEADER.size)
-            (signature, *_, name_length, extra_length) = _LOCAL_HEADER.unpack(header)
+            signature, *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
     except (zipfile.BadZipFile, ValueError, struct.error, OSError, RuntimeError, NotImplementedError) as error:
         raise DamagedInput(f"{name} in {place.path.name} is no torch.save archive ({error}); copy it again") from error
-    start = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+    start: int = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     stored = signature == b"PK\x03\x04" and member.compress_type == zipfile.ZIP_STORED
     if not stored or member.file_size != nbytes or start + nbytes > place.length:
         raise DamagedInput(f"{name} in {place.path.name} has {member.file_size} bytes, {nbytes} needed; copy it again")

@@ -19,7 +19,9 @@ def load(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
             if len(members) != 1:
-                raise DamagedInput(f"{path.name} holds {len(members)} data.pkl, one is needed; it is no torch.save file")
+                raise DamagedInput(
+                    f"{path.name} holds {len(members)} data.pkl, one is needed; it is no torch.save file"
+                )
             if members[0].file_size > LARGEST_PICKLE:
                 raise DamagedInput(f"{path.name} holds a pickle of {members[0].file_size} bytes; it is damaged")
             content = archive.read(members[0])

@@ -153,7 +153,15 @@ def unpickle(content: bytes, what: str) -> Any:
     except PolicyError:
         raise
     # A damaged pickle can fail anywhere in the interpreter of its opcodes, with any of these.
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        OverflowError,
+    ) as error:
         raise DamagedInput(f"{what} is not a readable pickle ({error}); copy the checkpoint again") from error
     except (MemoryError, RecursionError) as error:
         raise DamagedInput(f"{what} asks for more memory or depth than a checkpoint needs; it is damaged") from error

@@ -24,7 +24,9 @@ def recognises(path: Path) -> bool:
 def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
     words = mapping(path / CONFIG) | dict(config or {})
     if method := (words.get("quantization_config") or {}).get("quant_method"):
-        raise UnsupportedInput(f"{path} is quantized ({method}), which is not read yet; give the checkpoint it came from")
+        raise UnsupportedInput(
+            f"{path} is quantized ({method}), which is not read yet; give the checkpoint it came from"
+        )
     stored = _sharded(path) if (path / INDEX).is_file() else safetensors.read(Files(), path / WEIGHTS)
     return Checkpoint(
         path=path,
@@ -49,7 +51,9 @@ def _sharded(path: Path) -> dict[str, LazyTensor]:
     if missing := [name for name in shards if not (path / name).is_file()]:
         raise DamagedInput(f"{len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}; copy them")
     files = Files()
-    found = {name: (shard, tensor) for shard in shards for name, tensor in safetensors.read(files, path / shard).items()}
+    found = {
+        name: (shard, tensor) for shard in shards for name, tensor in safetensors.read(files, path / shard).items()
+    }
     if absent := [name for name, shard in index.items() if name not in found or found[name][0] != shard]:
         raise DamagedInput(f"{len(absent)} tensors of {INDEX} are not in their shards, the first is {absent[0]}")
     if extra := [name for name in found if name not in index]:

@@ -28,4 +28,4 @@ def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
     if not isinstance(model, Mapping):
         raise DamagedInput(f"{directory / _CONFIG} has no `model` section; give the architecture with --config FILE")
     words = megatron.words_of_config(model) | dict(config or {})
-    return checkpoint(path, directory, format="megatron_bridge", writer="Megatron-Bridge", config=words)
+    return checkpoint(path, directory, format_name="megatron_bridge", writer="Megatron-Bridge", config=words)

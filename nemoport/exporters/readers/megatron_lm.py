@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemoport.errors import DamagedInput
-from nemoport.exporters.checkpoint import Checkpoint, Pickle
+from nemoport.exporters.checkpoint import Checkpoint
 from nemoport.exporters.formats import megatron, torch_dist, torch_zip
 from nemoport.exporters.readers.torch_dist import checkpoint
 
@@ -28,4 +28,4 @@ def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
     if not isinstance(arguments, dict):
         raise DamagedInput(f"{directory / _COMMON} holds no args; give the architecture with --config FILE")
     words = megatron.words_of_arguments(arguments) | dict(config or {})
-    return checkpoint(path, directory, format="megatron_lm", writer="Megatron-LM", config=words)
+    return checkpoint(path, directory, format_name="megatron_lm", writer="Megatron-LM", config=words)

@@ -28,13 +28,15 @@ def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
     words = megatron.words_of_config(_config(context)) | dict(config or {})
     # The tokenizer lies in a directory named after the one it was copied from.
     tokenizers = tuple(sorted(entry for entry in context.iterdir() if entry.is_dir()))
-    return checkpoint(path, directory, format="nemo2", writer="NeMo 2.0", config=words, tokenizers=tokenizers)
+    return checkpoint(path, directory, format_name="nemo2", writer="NeMo 2.0", config=words, tokenizers=tokenizers)
 
 
 def _context(weights: Path) -> Path | None:
     """The directory of model.yaml or io.json: `context/` beside the weights, or their own (older ones)."""
     candidates = (weights.parent / "context", weights.parent, weights / "context", weights)
-    return next((path for path in candidates if any((path / name).is_file() for name in ("model.yaml", "io.json"))), None)
+    return next(
+        (path for path in candidates if any((path / name).is_file() for name in ("model.yaml", "io.json"))), None
+    )
 
 
 def _config(context: Path) -> Mapping[str, Any]:

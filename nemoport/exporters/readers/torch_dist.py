@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemoport.errors import UsageError
 from nemoport.exporters.checkpoint import Checkpoint
 from nemoport.exporters.formats import megatron, tokenizer, torch_dist
 
@@ -20,23 +19,24 @@ def recognises(path: Path) -> bool:
 def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
     directory = torch_dist.locate(path)
     assert directory is not None
-    if not config:
-        raise UsageError(
-            f"{path} is a bare torch_dist checkpoint and carries no architecture; give it with --config FILE "
-            "(JSON or YAML in Megatron-core's words: num_layers, hidden_size, num_attention_heads, ...)"
-        )
-    return checkpoint(path, directory, format="torch_dist", writer="Megatron-core", config=config)
+    return checkpoint(path, directory, format_name="torch_dist", writer="Megatron-core", config=config or {})
 
 
 def checkpoint(
-    path: Path, directory: Path, *, format: str, writer: str, config: Mapping[str, Any], tokenizers: tuple[Path, ...] = ()
+    path: Path,
+    directory: Path,
+    *,
+    format_name: str,
+    writer: str,
+    config: Mapping[str, Any],
+    tokenizers: tuple[Path, ...] = (),
 ) -> Checkpoint:
     """The checkpoint whose weights lie in `directory`, for this reader and for those that wrap it."""
     contents = torch_dist.read(directory)
     tensors, skipped = megatron.weights(contents.tensors, contents.objects)
     return Checkpoint(
         path=path,
-        format=format,
+        format=format_name,
         writer=writer,
         naming="megatron",
         config=config,

@@ -22,8 +22,8 @@ SHARD = 5 * 10**9
 def output(model: Model, plan: Plan) -> Output:
     if plan.world > 1:
         raise UsageError(
-            f"--to hf writes one model for any number of ranks, tp={plan.tp} pp={plan.pp} was asked for; leave both out "
-            "and give them to the runtime, or use --to trtllm"
+            f"--to hf writes one model for any number of ranks, tp={plan.tp} pp={plan.pp} was asked for; "
+            "leave both out and give them to the runtime, or use --to trtllm"
         )
     table = column(model.spec.family, "huggingface", "it can be written as onnx")
     dtype = plan.dtype or model.dtype
@@ -50,9 +50,7 @@ def output(model: Model, plan: Plan) -> Output:
             }
         )
     return Output(
-        files=tuple(
-            safetensors.file(name, shard, {"format": "pt"}) for name, shard in zip(names, shards, strict=True)
-        ),
+        files=tuple(safetensors.file(name, shard, {"format": "pt"}) for name, shard in zip(names, shards, strict=True)),
         sidecars=sidecars,
         loads=("transformers 4.43 or later", "vLLM", "SGLang", "TensorRT-LLM 1.0 or later (PyTorch backend)"),
         dtype=dtype,

@@ -90,7 +90,7 @@ def _local_name(name: str, stage: int, layers: int, pp: int) -> str | None:
 
 
 def _untied(spec: ModelSpec) -> ModelSpec:
-    """The format wants the head written out: sharing the table crashes TensorRT-LLM's own loader (issues 2467, 2772)."""
+    """The format wants the head written out: a shared table crashes TensorRT-LLM's loader (its issues 2467, 2772)."""
     return replace(spec, head=LanguageModel(tied=False))
 
 

@@ -1,0 +1,5 @@
+"""The second door: python -m nemoport."""
+
+from nemoport.cli import main
+
+main()

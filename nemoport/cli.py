@@ -1,0 +1,266 @@
+"""The command line: one short function a verb. Parse, call, print; a verb's imports begin its body, so that --help
+needs nothing but click."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from nemoport import __version__
+from nemoport.errors import NemoportError, UsageError
+
+
+class Verbs(click.Group):
+    """A group whose errors are one sentence on stderr and the exit code of their class."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except NemoportError as error:
+            _fail(str(error), error.exit_code)
+        except OSError as error:
+            _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 4)
+        except KeyboardInterrupt:
+            _fail("interrupted; the same command continues where it stopped", 130)
+
+
+UNITS = {"": 1, "B": 1}
+UNITS |= {f"{letter}{i}B": (1024 if i else 1000) ** n for n, letter in enumerate("KMGT", 1) for i in ("", "I")}
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes with a unit: 512MiB, 2GB, 1073741824."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
+        text = str(value).strip().upper()
+        number = text.rstrip("KMGTIB")
+        try:
+            return int(float(number) * UNITS[text[len(number) :]])
+        except (KeyError, ValueError):
+            self.fail(f"{value!r} is no size; write 512MiB or 2GB", param, context)
+
+
+PATH = click.Path(path_type=Path)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; logs go to stderr.")
+config_option = click.option(
+    "--config",
+    "config_file",
+    type=PATH,
+    metavar="FILE",
+    help="The architecture, JSON or YAML, in Megatron-core's words.",
+)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nemoport")
+def main() -> None:
+    """From a NeMo or Megatron checkpoint to a Triton model repository that is known to work."""
+
+
+@main.command()
+@click.argument("path", type=PATH)
+@config_option
+@json_option
+def inspect(path: Path, config_file: Path | None, as_json: bool) -> None:
+    """Say what a checkpoint is: format, family, shapes, vocabulary, tokenizer, what would be skipped."""
+    from nemoport import show
+    from nemoport.exporters.inspect import inspect as look
+
+    facts = look(path, _config(config_file))
+    show.json(facts) if as_json else show.facts(facts)
+
+
+@main.command()
+@click.argument("path", type=PATH)
+@click.option("--to", required=True, metavar="TARGET", help="hf, onnx or trtllm.")
+@click.option("-o", "--output", "destination", type=PATH, required=True, metavar="DIR", help="Where to write.")
+@config_option
+@click.option("--tp", "--tp_size", default=1, show_default=True, help="Ranks of tensor parallelism.")
+@click.option("--pp", "--pp_size", default=1, show_default=True, help="Stages of pipeline parallelism.")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Default: as stored.")
+@click.option("--vocab", type=click.Choice(["true", "padded"]), default="true", show_default=True, help="Rows to keep.")
+@click.option("--max-memory", type=Size(), default="512MiB", show_default=True, help="Cap on memory in use.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
+@json_option
+def convert(
+    path: Path,
+    to: str,
+    destination: Path,
+    config_file: Path | None,
+    tp: int,
+    pp: int,
+    dtype: str | None,
+    vocab: Any,
+    max_memory: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Write a checkpoint as what a runtime loads."""
+    from nemoport import show
+    from nemoport.exporters import convert, stream
+    from nemoport.spec import Plan
+
+    plan = Plan(tp=tp, pp=pp, dtype=dtype, vocab=vocab)
+    job = convert.plan(path, to, destination, config=_config(config_file), plan=plan, max_memory=max_memory)
+    if not as_json:
+        show.rows(convert.summary(job))
+    artifact = None
+    if not dry_run:
+        with show.progress("converting", job.bytes) as advance:
+            artifact = stream.run(job, advance)
+    if as_json:
+        show.json(convert.as_json(job, artifact))
+    elif artifact:
+        show.line(f"wrote {destination}: {len(artifact.files)} files, next: nemoport validate {destination}")
+
+
+@main.command()
+@click.argument("subject", type=PATH, metavar="ARTIFACT|REPOSITORY")
+@click.option(
+    "--against", type=PATH, metavar="CKPT", help="The source checkpoint; default: where it was converted from."
+)
+@config_option
+@click.option("--model", metavar="NAME", help="The model, when a repository is validated.")
+@click.option("--version", metavar="VERSION", help="7 or staging-7; default: the newest.")
+@click.option("--allow-cpu-fallback", is_flag=True, help="Run a model that asks for a GPU on the CPU, and say so.")
+@json_option
+def validate(
+    subject: Path,
+    against: Path | None,
+    config_file: Path | None,
+    model: str | None,
+    version: str | None,
+    allow_cpu_fallback: bool,
+    as_json: bool,
+) -> None:
+    """Run it, compare it with the source checkpoint, print a verdict and store it as report.json."""
+    from nemoport import show, validation
+
+    with show.working("validating"):
+        request = validation.Request(
+            subject=subject,
+            model=model,
+            version=version,
+            against=against,
+            config=_config(config_file),
+            allow_cpu_fallback=allow_cpu_fallback,
+        )
+        report = validation.validate(request)
+    show.json(report.as_json()) if as_json else show.report(report)
+    if not report.passed:
+        sys.exit(1)
+
+
+@main.command("publish")
+@click.argument("artifact", type=PATH)
+@click.option("--model-repository", "--model-store", type=PATH, required=True, metavar="REPO")
+@click.option("--name", required=True, help="The model's name in the repository.")
+@click.option("--promote", "promote_it", is_flag=True, help="Make it live at once, if its validation was green.")
+@json_option
+def publish_(artifact: Path, model_repository: Path, name: str, promote_it: bool, as_json: bool) -> None:
+    """Stage an artifact as the next version of a model, with a generated config."""
+    from nemoport import show
+    from nemoport.repository.promote import promote
+    from nemoport.repository.publish import publish
+
+    published = publish(artifact, model_repository, name)
+    if not as_json:
+        show.line(f"{'found' if published.already else 'staged'} {name} version {published.version}: {published.path}")
+    if promote_it:
+        promoted = promote(model_repository, name, str(published.version))
+        if not as_json:
+            show.line(f"promoted {name} version {promoted.version}; live: {_numbers(promoted.live)}")
+    if as_json:
+        show.json(
+            {"model": name, "version": published.version, "state": "live" if promote_it else published.path.name}
+            | {"path": str(promoted.path if promote_it else published.path), "evidence": str(published.evidence)}
+        )
+
+
+@main.command()
+@click.argument("repositories", type=PATH, nargs=-1, metavar="[REPO]...")
+@click.option("--model-repository", "--model-store", type=PATH, multiple=True, help="The same as REPO; repeatable.")
+@click.option("--http-address", default="0.0.0.0", show_default=True)  # noqa: S104  tritonserver's default
+@click.option("--http-port", default=8000, show_default=True)
+@click.option("--http-thread-count", default=8, show_default=True)
+@click.option("--http-max-input-size", default=64 * 2**20, show_default=True, help="Bytes of the largest request.")
+@click.option(
+    "--model-control-mode", type=click.Choice(["none", "explicit", "poll"]), default="none", show_default=True
+)
+@click.option("--load-model", multiple=True, help="With explicit control; repeatable, * alone loads all.")
+@click.option("--model-config-name", default="", help="Use configs/NAME.pbtxt of a model that has one.")
+@click.option("--disable-auto-complete-config", is_flag=True)
+@click.option("--strict-readiness", type=bool, default=True, show_default=True)
+@click.option("--exit-on-error", type=bool, default=True, show_default=True)
+@click.option("--exit-timeout-secs", default=30, show_default=True)
+@click.option("--log-verbose", default=0, show_default=True)
+@click.option("--allow-cpu-fallback", is_flag=True, help="Run KIND_GPU models on the CPU where there is no GPU.")
+def serve(repositories: tuple[Path, ...], model_repository: tuple[Path, ...], **options: Any) -> None:
+    """Serve a repository over HTTP as tritonserver would, with its flags."""
+    from nemoport.runner.serve import ServeOptions
+    from nemoport.runner.serve import serve as run
+
+    run(ServeOptions(model_repository=(*repositories, *model_repository), **options))
+
+
+@main.group()
+def repo() -> None:
+    """The versions of a repository's models."""
+
+
+@repo.command("list")
+@click.argument("repository", type=PATH)
+@json_option
+def repo_list(repository: Path, as_json: bool) -> None:
+    """Every model with its live, staged and unlisted versions."""
+    from nemoport import show
+    from nemoport.repository.versions import models, state
+
+    states = [state(repository, name) for name in models(repository)]
+    table = [
+        {"model": each.name, "live": each.live, "staged": each.staged, "unlisted": each.unlisted} for each in states
+    ]
+    show.json({"models": table}) if as_json else show.table(table)
+
+
+@repo.command("promote")
+@click.argument("repository", type=PATH)
+@click.argument("name")
+@click.argument("version", required=False)
+@click.option("--force", is_flag=True, help="Promote in spite of a red verdict; recorded.")
+@json_option
+def repo_promote(repository: Path, name: str, version: str | None, force: bool, as_json: bool) -> None:
+    """Make a staged version live, if its validation was green."""
+    from nemoport import show
+    from nemoport.repository.promote import promote
+
+    promoted = promote(repository, name, version, force=force)
+    if as_json:
+        show.json({"model": name, "version": promoted.version, "live": promoted.live, "path": str(promoted.path)})
+    else:
+        show.line(f"promoted {name} version {promoted.version}; live: {_numbers(promoted.live)}")
+
+
+def _config(path: Path | None) -> Mapping[str, Any] | None:
+    if path is None:
+        return None
+    from nemoport.exporters.formats.structured import mapping
+
+    if not path.is_file():
+        raise UsageError(f"--config {path} is no file")
+    return mapping(path)
+
+
+def _numbers(versions: tuple[int, ...]) -> str:
+    return ", ".join(str(version) for version in versions) or "none"
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)

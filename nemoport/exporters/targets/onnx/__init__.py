@@ -1,0 +1,103 @@
+"""One ONNX graph for prompt and decoding, with a KV cache and weights as external data: for ONNX Runtime and TensorRT.
+
+    inputs     input_ids, position_ids [batch, sequence]    attention_mask [batch, total], total = past + sequence
+               past_key_values.{i}.key|value [batch, kv_heads, past, head_dim], past may be 0
+    outputs    logits [batch, sequence, vocab], float32     present.{i}.key|value [batch, kv_heads, total, head_dim]
+
+The cache has the dtype of the weights; logits are float32 always, which every client can read. Position ids must be
+below the model's `max_positions`, those of padding too.
+"""
+
+from __future__ import annotations
+
+from nemoport.artifact import Signature, Tensor
+from nemoport.errors import UnsupportedInput, UsageError
+from nemoport.exporters.checkpoint import Model, Output, Slot
+from nemoport.exporters.targets.onnx.decoder import Tables, decoder
+from nemoport.exporters.targets.onnx.graph import Graph
+from nemoport.exporters.targets.onnx.rope import tables
+from nemoport.exporters.tensor import LazyTensor, cast
+from nemoport.spec import ModelSpec, Plan, Rope
+from nemoport.spec import tensors as canonical_tensors
+
+GRAPH, DATA = "model.onnx", "model.onnx.data"
+
+LOADS = {
+    "float32": ("ONNX Runtime 1.23 or later", "TensorRT 10.15 or later"),
+    "float16": ("ONNX Runtime 1.23 or later", "TensorRT 10.15 or later"),
+    "bfloat16": ("ONNX Runtime 1.31 or later on CUDA", "TensorRT 10.15 or later"),
+}
+"""Opset 23 came with ONNX Runtime 1.23; on CPUs it has no bfloat16."""
+
+
+def output(model: Model, plan: Plan) -> Output:
+    dtype = plan.dtype or model.dtype
+    _check(dtype, plan)
+    spec, graph = model.spec, Graph(DATA)
+    for name in canonical_tensors(spec):
+        graph.weight(_slot(name, model.tensors[name], dtype))
+    named = {rope: _tables(graph, number, rope, spec) for number, rope in enumerate(_ropes(spec))}
+    decoder(graph, spec, named, dtype)
+    signature = _signature(spec, dtype)
+    return Output(
+        files=(graph.file(),),
+        sidecars={GRAPH: graph.serialize(signature)},
+        loads=LOADS[dtype],
+        dtype=dtype,
+        signature=signature,
+    )
+
+
+def _check(dtype: str, plan: Plan) -> None:
+    if plan.tp != 1:
+        raise UsageError(
+            f"tp={plan.tp} does not exist for ONNX, whose runtimes load one whole graph; use tp 1, or shard with "
+            "--to trtllm, or with --to hf and let vLLM shard while it loads"
+        )
+    if plan.pp != 1:
+        raise UnsupportedInput(f"pp={plan.pp} is not yet written for ONNX, which comes as one graph; use pp 1")
+    if dtype not in LOADS:
+        raise UnsupportedInput(
+            f"the model is in {dtype}, in which no ONNX graph runs; use --dtype {' or '.join(LOADS)}"
+        )
+
+
+def _slot(name: str, tensor: LazyTensor, dtype: str) -> Slot:
+    transform = "" if tensor.dtype == dtype else f"cast to {dtype}"
+    return Slot(name, cast(tensor, dtype), parts=(name,), transform=transform)
+
+
+def _ropes(spec: ModelSpec) -> list[Rope]:
+    """Each distinct rope once: most models have one."""
+    return [rope for rope in dict.fromkeys(block.mixer.rope for block in spec.blocks) if rope]
+
+
+def _tables(graph: Graph, number: int, rope: Rope, spec: ModelSpec) -> Tables:
+    cosines, sines = tables(rope, spec.max_positions)
+    made = "computed from the model's rope"
+    return Tables(
+        cos=graph.weight(Slot(f"rope.{number}.cos", cosines, parts=(), transform=made)),
+        sin=graph.weight(Slot(f"rope.{number}.sin", sines, parts=(), transform=made)),
+    )
+
+
+def _signature(spec: ModelSpec, dtype: str) -> Signature:
+    def cache(prefix: str, positions: str) -> tuple[Tensor, ...]:
+        return tuple(
+            Tensor(f"{prefix}.{i}.{part}", dtype, ("batch", block.mixer.kv_heads, positions, block.mixer.head_dim))
+            for i, block in enumerate(spec.blocks)
+            for part in ("key", "value")
+        )
+
+    return Signature(
+        inputs=(
+            Tensor("input_ids", "int64", ("batch", "sequence")),
+            Tensor("attention_mask", "int64", ("batch", "total")),
+            Tensor("position_ids", "int64", ("batch", "sequence")),
+            *cache("past_key_values", "past"),
+        ),
+        outputs=(
+            Tensor("logits", "float32", ("batch", "sequence", spec.vocab_size)),
+            *cache("present", "total"),
+        ),
+    )

@@ -1,0 +1,86 @@
+"""A graph in the making: nodes in order, small constants inside, and weights as slots of the data file beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from nemoport.artifact import Signature, Tensor
+from nemoport.exporters.checkpoint import Slot, TensorFile
+from nemoport.exporters.dtypes import DTYPES
+from nemoport.exporters.tensor import nbytes
+
+OPSET = 23
+IR_VERSION = 11
+"""The oldest that may carry opset 23."""
+
+PAGE = 4096
+"""Weights begin at a page, so that a runtime can map them instead of reading them."""
+
+
+class Graph:
+    """Every value is named by its place in the model, and a node has the name of the value it makes."""
+
+    def __init__(self, data: str) -> None:
+        self._data, self._end = data, 0
+        self._slots: list[Slot] = []
+        self._offsets: list[int] = []
+        self._initializers: dict[str, TensorProto] = {}
+        self._nodes: list[NodeProto] = []
+
+    def add(self, op: str, name: str, *inputs: str, **attributes: int | float | list[int]) -> str:
+        self._nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        return name
+
+    def constant(self, *values: int) -> str:
+        """A list of integers, kept inside the graph and written once."""
+        return self._constant("ints." + ".".join(map(str, values)), [len(values)], values)
+
+    def scalar(self, value: int) -> str:
+        """A true scalar, of rank 0: Range takes nothing else."""
+        return self._constant(f"int.{value}", [], [value])
+
+    def weight(self, slot: Slot) -> str:
+        """A tensor in the data file, at the next page."""
+        tensor, offset = slot.tensor, -(-self._end // PAGE) * PAGE
+        length = nbytes(tensor)
+        proto = TensorProto(
+            name=slot.name,
+            data_type=DTYPES[tensor.dtype].onnx,
+            dims=tensor.shape,
+            data_location=TensorProto.EXTERNAL,
+        )
+        for key, value in (("location", self._data), ("offset", str(offset)), ("length", str(length))):
+            proto.external_data.add(key=key, value=value)
+        self._initializers[slot.name] = proto
+        self._slots.append(slot)
+        self._offsets.append(offset)
+        self._end = offset + length
+        return slot.name
+
+    def file(self) -> TensorFile:
+        return TensorFile(path=self._data, header=b"", slots=tuple(self._slots), offsets=tuple(self._offsets))
+
+    def serialize(self, signature: Signature) -> bytes:
+        graph = GraphProto(
+            name="decoder",
+            node=self._nodes,
+            initializer=self._initializers.values(),
+            input=_values(signature.inputs),
+            output=_values(signature.outputs),
+        )
+        model = helper.make_model(
+            graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="nemoport"
+        )
+        content: bytes = model.SerializeToString(deterministic=True)
+        return content
+
+    def _constant(self, name: str, shape: list[int], values: Iterable[int]) -> str:
+        if name not in self._initializers:
+            self._initializers[name] = helper.make_tensor(name, TensorProto.INT64, shape, values)
+        return name
+
+
+def _values(tensors: tuple[Tensor, ...]) -> list[ValueInfoProto]:
+    return [helper.make_tensor_value_info(tensor.name, DTYPES[tensor.dtype].onnx, tensor.shape) for tensor in tensors]

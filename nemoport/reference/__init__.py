@@ -1,0 +1,151 @@
+"""The meaning of a model: one plain torch decoder, the oracle that everything written is compared with.
+
+It is written from the papers and the `ModelSpec`, reads one matrix at a time, and so runs models larger than memory;
+it can run the ranks of a TensorRT-LLM checkpoint too, all in this process.
+
+Tokens are integers [batch, length]. A mask of the same shape is true (or 1) at real tokens and false at padding,
+on either side; a padded row is answered as it would be alone, and the logits at its padding mean nothing. `dtype` is
+what is computed in: float64, float32, float16 or bfloat16. `device` is torch's word: cpu, cuda, cuda:1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemoport.errors import MissingPackage
+from nemoport.exporters.tensor import LazyTensor
+from nemoport.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from nemoport.reference.decoder import Decoder
+    from nemoport.reference.ranks import RankedDecoder
+    from nemoport.reference.weights import Observer
+
+__all__ = ["greedy", "load", "load_ranks", "logits", "rank_greedy", "rank_logits"]
+
+KEEP = 2 << 30
+"""Bytes of weights that generation keeps in memory between its steps; the others are read again at each step."""
+
+
+def logits(
+    spec: ModelSpec,
+    weights: Mapping[str, LazyTensor],
+    tokens: NDArray[Any],
+    *,
+    mask: NDArray[Any] | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    observe: Observer | None = None,
+) -> NDArray[np.float32]:
+    """float32 [batch, length, vocab_size]. `weights` are the canonical tensors of the spec, in any float dtype.
+
+    `observe(name, x)` is called with the input [batch, length, in] of every linear map (`layers.0.attn.q`, `head`)
+    in the order of computation."""
+    model = load(spec, weights, dtype=dtype, device=device, observe=observe)
+    from nemoport.reference import generate
+
+    return generate.logits(model, spec.vocab_size, tokens, mask)
+
+
+def greedy(
+    spec: ModelSpec,
+    weights: Mapping[str, LazyTensor],
+    tokens: NDArray[Any],
+    *,
+    max_tokens: int,
+    stop: Collection[int] = (),
+    mask: NDArray[Any] | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    keep: int = KEEP,
+) -> NDArray[np.int64]:
+    """The likeliest continuation, token by token: int64 [batch, steps], steps <= max_tokens. A row that has chosen a
+    token of `stop` repeats it; when all have, generation ends."""
+    model = load(spec, weights, dtype=dtype, device=device, keep=keep)
+    from nemoport.reference import generate
+
+    return generate.greedy(model, spec.vocab_size, tokens, mask, max_tokens, stop)
+
+
+def rank_logits(
+    directory: Path,
+    tokens: NDArray[Any],
+    *,
+    mask: NDArray[Any] | None = None,
+    max_attention_window: int | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> NDArray[np.float32]:
+    """float32 [batch, length, vocab_size] from the rank files of a TensorRT-LLM checkpoint directory, and from nothing
+    else. A sliding window is not in these files: TensorRT-LLM is told `max_attention_window` at run time."""
+    model = load_ranks(directory, max_attention_window=max_attention_window, dtype=dtype, device=device)
+    from nemoport.reference import generate
+
+    return generate.logits(model, model.spec.vocab_size, tokens, mask)
+
+
+def rank_greedy(
+    directory: Path,
+    tokens: NDArray[Any],
+    *,
+    max_tokens: int,
+    stop: Collection[int] = (),
+    mask: NDArray[Any] | None = None,
+    max_attention_window: int | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    keep: int = KEEP,
+) -> NDArray[np.int64]:
+    """`greedy` from the rank files of a TensorRT-LLM checkpoint directory; `keep` is for all ranks together."""
+    model = load_ranks(directory, max_attention_window=max_attention_window, dtype=dtype, device=device, keep=keep)
+    from nemoport.reference import generate
+
+    return generate.greedy(model, model.spec.vocab_size, tokens, mask, max_tokens, stop)
+
+
+def load(
+    spec: ModelSpec,
+    weights: Mapping[str, LazyTensor],
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    keep: int = 0,
+    observe: Observer | None = None,
+) -> Decoder:
+    """The model itself, checked: for those who call `hidden` and `logits` with a cache of their own."""
+    _need_torch()
+    from nemoport.reference.decoder import Decoder
+    from nemoport.reference.weights import Weights, check
+
+    check(spec, weights)
+    return Decoder(spec, Weights(weights, dtype=dtype, device=device, keep=keep, observe=observe))
+
+
+def load_ranks(
+    directory: Path,
+    *,
+    max_attention_window: int | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    keep: int = 0,
+) -> RankedDecoder:
+    """The ranks of a TensorRT-LLM checkpoint directory, each file checked. Its `spec` is what config.json says."""
+    _need_torch()
+    from nemoport.reference import rank_files
+    from nemoport.reference.ranks import RankedDecoder
+    from nemoport.reference.weights import Weights
+
+    found = rank_files.read(directory, max_attention_window)
+    ranks = tuple(Weights(local, dtype=dtype, device=device, keep=keep // found.plan.world) for local in found.ranks)
+    return RankedDecoder(found.spec, found.plan, found.embedding_axis, ranks)
+
+
+def _need_torch() -> None:
+    if find_spec("torch") is None:
+        raise MissingPackage("torch", "torch", "the reference decoder")

@@ -1,0 +1,85 @@
+"""The meaning of a `ModelSpec`: a plain decoder, written from the papers, that reads one matrix at a time.
+
+x = embed[tokens];  x += attention(attn_norm(x));  x += ffn(ffn_norm(x)) ...;  logits = norm(x) @ head
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nemoport.reference.layers import Extend, attention, feed_forward
+from nemoport.reference.steps import Cache, Places
+from nemoport.reference.weights import Weights
+from nemoport.spec import Block, ModelSpec, Norm
+
+HEAD_ROWS = 16384
+"""Rows of the output matrix in memory at once: a vocabulary is often the largest tensor of a model."""
+
+
+class Runs(Protocol):
+    """A model that answers tokens, whole or in ranks. `tokens` are int64 [batch, length]."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def hidden(self, tokens: Tensor, places: Places, cache: Cache | None) -> Tensor:
+        """[..., batch, length, hidden] before the last norm; ranks lead, where there are several. With a cache,
+        `tokens` continue those of the steps before, whose state it holds."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 [batch, ..., vocab_size] of any of the places in `hidden`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Decoder:
+    spec: ModelSpec
+    weights: Weights
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.device
+
+    def hidden(self, tokens: Tensor, places: Places, cache: Cache | None) -> Tensor:
+        x = self.weights.gather("embed.weight", tokens)
+        for layer, block in enumerate(self.spec.blocks):
+            extend = partial(cache.extend, layer) if cache else only_this_step
+            x = run_block(block, self.spec.norm, self.weights, f"layers.{layer}", x, places, extend)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        x = self.weights.norm("norm", self.spec.norm, hidden)
+        return project(self.weights, "embed" if self.spec.head.tied else "head", x)[..., : self.spec.vocab_size]
+
+
+def run_block(
+    block: Block, norm: Norm, weights: Weights, name: str, x: Tensor, places: Places, extend: Extend
+) -> Tensor:
+    """One layer, x [batch, length, hidden] to the same shape."""
+    x = x + attention(
+        block.mixer, norm, weights, f"{name}.attn", weights.norm(f"{name}.attn_norm", norm, x), places, extend
+    )
+    return x + feed_forward(block.ffn, weights, f"{name}.ffn", weights.norm(f"{name}.ffn_norm", norm, x))
+
+
+def project(weights: Weights, name: str, x: Tensor) -> Tensor:
+    """x @ the output matrix `name`, a run of its rows at a time; float32."""
+    weights.observe("head", x)
+    rows = weights.lazy[f"{name}.weight"].shape[0]
+    out = torch.empty((*x.shape[:-1], rows), dtype=torch.float32, device=x.device)
+    for start in range(0, rows, HEAD_ROWS):
+        stop = min(start + HEAD_ROWS, rows)
+        out[..., start:stop] = F.linear(x, weights.rows(f"{name}.weight", start, stop))
+    return out
+
+
+def only_this_step(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """No state is kept."""
+    return keys, values

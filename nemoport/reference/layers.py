@@ -1,0 +1,65 @@
+"""The two halves of a block as functions of their input, whole or as one rank's share of them.
+
+Given the local sizes and weights of a rank they return that rank's summand of the output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nemoport.reference.rope import rotate
+from nemoport.reference.steps import Places
+from nemoport.reference.weights import Weights
+from nemoport.spec import Activation, Attention, Dense, Norm
+
+Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""This step's keys and values to those of all steps so far."""
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu}
+
+
+def attention(
+    mixer: Attention, norm: Norm, weights: Weights, name: str, x: Tensor, places: Places, extend: Extend
+) -> Tensor:
+    """x [batch, length, hidden] to the same shape. `norm` is the model's, whose eps the norms of q and k share."""
+    q, k, v = (_heads(weights.linear(f"{name}.{part}", x), mixer.head_dim) for part in "qkv")
+    if mixer.qk_norm:
+        over_head = Norm(kind="rms", eps=norm.eps)
+        q, k = weights.norm(f"{name}.q_norm", over_head, q), weights.norm(f"{name}.k_norm", over_head, k)
+    if mixer.rope:
+        q, k = rotate(q, places.queries, mixer.rope), rotate(k, places.queries, mixer.rope)
+    k, v = extend(k, v)
+    mixed = attend(q, k, v, places.visible(mixer.window))
+    return weights.linear(f"{name}.o", mixed.transpose(1, 2).flatten(2))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """softmax(q k / sqrt(head_dim)) v for q [batch, heads, length, head_dim] and k, v [batch, kv_heads, positions,
+    head_dim]; query head i looks at KV head i // (heads / kv_heads)."""
+    kv_heads, head_dim = k.shape[1], q.shape[-1]
+    q = q.reshape(len(q), kv_heads, -1, *q.shape[2:])  # [batch, kv_heads, heads / kv_heads, length, head_dim]
+    scores = q @ k[:, :, None].transpose(-1, -2) / math.sqrt(head_dim)
+    # The lowest number rather than -inf: a row of nothing but padding stays finite.
+    scores = scores.masked_fill(~visible[:, None, None], torch.finfo(scores.dtype).min)
+    shares = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1).to(v.dtype)
+    return (shares @ v[:, :, None]).flatten(1, 2)
+
+
+def feed_forward(ffn: Dense, weights: Weights, name: str, x: Tensor) -> Tensor:
+    """x [batch, length, hidden] to the same shape."""
+    act = ACTIVATIONS[ffn.activation]
+    if ffn.gated:
+        inner = act(weights.linear(f"{name}.gate", x)) * weights.linear(f"{name}.up", x)
+    else:
+        inner = act(weights.linear(f"{name}.up", x))
+    return weights.linear(f"{name}.down", inner)
+
+
+def _heads(x: Tensor, head_dim: int) -> Tensor:
+    """[batch, length, heads * head_dim] to [batch, heads, length, head_dim]."""
+    return x.view(*x.shape[:-1], -1, head_dim).transpose(1, 2)

@@ -1,0 +1,43 @@
+"""Rotary position embedding: pairs of a head's elements turned by an angle that grows with the position."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nemoport.spec import LinearScaling, Llama3Scaling, Rope
+
+
+def frequencies(rope: Rope) -> Tensor:
+    """Radians per position of each pair, [dims / 2]; in float32, as models are trained with."""
+    exponents = torch.arange(0, rope.dims, 2, dtype=torch.float32) / rope.dims
+    plain = 1.0 / rope.base**exponents
+    match rope.scaling:
+        case None:
+            return plain
+        case LinearScaling(factor=factor):
+            return plain / factor
+        case Llama3Scaling() as scaling:
+            return _by_wavelength(plain, scaling)
+
+
+def rotate(x: Tensor, positions: Tensor, rope: Rope) -> Tensor:
+    """Turn the first `dims` of x [batch, heads, length, head_dim] by positions [batch, length]; (j, j + dims / 2) is
+    a pair."""
+    angles = positions[:, None, :, None] * frequencies(rope).to(x.device)
+    cos, sin = angles.cos(), angles.sin()
+    half = rope.dims // 2
+    first, second, rest = x[..., :half], x[..., half : rope.dims], x[..., rope.dims :]
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat([*(part.to(x.dtype) for part in turned), rest], dim=-1)
+
+
+def _by_wavelength(plain: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """A pair that turns `high_freq_factor` times or more within the original context keeps its frequency, one that
+    turns `low_freq_factor` times or fewer is slowed by `factor`, and a straight ramp lies between."""
+    turns = scaling.original_max_positions * plain / (2 * math.pi)
+    ramp = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = ramp.clamp(0, 1)
+    return plain * (kept + (1 - kept) / scaling.factor)

@@ -1,0 +1,114 @@
+"""Publishing: an artifact becomes the next version of a model, staged, where no server sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from nemoport import artifact
+from nemoport.artifact import Artifact
+from nemoport.errors import DamagedInput, PolicyError, UsageError
+from nemoport.repository import config
+from nemoport.repository.storage import appear, changing, copy, need_room
+from nemoport.repository.versions import (
+    STAGED,
+    State,
+    check_name,
+    evidence_of,
+    is_live,
+    next_version,
+    staging_area,
+    state,
+)
+
+EVIDENCE = (artifact.MANIFEST, artifact.LEDGER, artifact.ORIGIN, artifact.REPORT, artifact.GOLDEN)
+"""What is known of a version, and no server needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    model: str
+    version: int
+    path: Path
+    """The version's directory: `.../staging-7`, or `.../7` when these bytes were live already."""
+    evidence: Path
+    already: bool
+    """The same bytes were published before; nothing was done."""
+
+
+def publish(directory: Path, repository: Path, name: str, *, max_batch_size: int | None = None) -> Published:
+    """Stage an artifact as the next version. The same bytes twice are the same version, so a command that was killed
+    can be repeated. `max_batch_size` is for the first version, whose config is the model's."""
+    check_name(name)
+    made = artifact.read_manifest(directory)
+    wanted = config.from_artifact(made, name, 1, config.MAX_BATCH_SIZE if max_batch_size is None else max_batch_size)
+    _check_paths(directory, made)
+    artifact.verify(directory, made)
+    with changing(repository, name) as scratch:
+        known = _state(repository, name)
+        if known and (version := _published_as(artifact.identity(directory), repository, known)) is not None:
+            return _published(repository, known, version, already=True)
+        if known:
+            _check_config(known, wanted, max_batch_size)
+        need_room(repository, sum(file.size for file in made.files))
+        version = next_version(repository, name)
+        staged, evidence = f"{STAGED}{version}", evidence_of(repository, name) / str(version)
+        copy(directory, scratch / "model" / staged, [file.path for file in served(made).files])
+        copy(directory, scratch / "evidence", [file for file in EVIDENCE if (directory / file).is_file()])
+        if known:
+            appear(scratch / "model" / staged, known.model / staged, scratch / "evidence", evidence)
+        else:
+            text = config.render(made.kind, replace(wanted, versions=(version,)))
+            artifact.write_atomically(scratch / "model" / config.FILE, text.encode())
+            appear(scratch / "model", staging_area(repository) / name, scratch / "evidence", evidence)
+        return _published(repository, state(repository, name), version, already=False)
+
+
+def served(made: Artifact) -> Artifact:
+    """The manifest of what lies in a version's directory."""
+    return replace(made, files=tuple(file for file in made.files if file.path not in EVIDENCE))
+
+
+def _state(repository: Path, name: str) -> State | None:
+    """None for a new model."""
+    if is_live(repository, name) or (staging_area(repository) / name).exists():
+        return state(repository, name)
+    return None
+
+
+def _published_as(identity: str, repository: Path, known: State) -> int | None:
+    for version in sorted((*known.staged, *known.unlisted, *known.live), reverse=True):
+        evidence = evidence_of(repository, known.name) / str(version)
+        if (evidence / artifact.MANIFEST).is_file() and artifact.identity(evidence) == identity:
+            return version
+    return None
+
+
+def _published(repository: Path, known: State, version: int, *, already: bool) -> Published:
+    return Published(
+        model=known.name,
+        version=version,
+        path=known.model / known.directory(version),
+        evidence=evidence_of(repository, known.name) / str(version),
+        already=already,
+    )
+
+
+def _check_config(known: State, wanted: config.Config, max_batch_size: int | None) -> None:
+    path = known.model / config.FILE
+    if reason := config.mismatch(known.config, wanted):
+        raise PolicyError(f"{path} cannot serve this artifact: {reason}; publish it under another name")
+    if max_batch_size not in (None, known.config.max_batch_size):
+        raise UsageError(
+            f"{known.name} has max_batch_size {known.config.max_batch_size}, for all its versions; "
+            f"edit {path} to make it {max_batch_size}"
+        )
+
+
+def _check_paths(directory: Path, made: Artifact) -> None:
+    for file in made.files:
+        path = PurePosixPath(file.path)
+        if path.is_absolute() or ".." in path.parts:
+            raise DamagedInput(
+                f"{directory / artifact.MANIFEST} lists {file.path}, outside the artifact; convert again"
+            )

@@ -1,0 +1,48 @@
+"""How the runner executes one kind of artifact: a module per backend, and its file name is its name in a config.
+
+A backend module has the functions of `Backend`. It imports its engine inside them or at its top, and is itself
+imported only when a model asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from nemoport import plugins
+from nemoport.errors import UnsupportedInput
+from nemoport.runner.instances import Placement
+from nemoport.runner.signature import TensorSignature
+from nemoport.runner.tensors import Array
+
+
+class Session(Protocol):
+    """A loaded model version. `execute` may be called from several threads at once."""
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSignature]: ...
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSignature]: ...
+
+    def execute(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
+        """The wanted outputs, in that order. BYTES are object arrays of `bytes`, both ways."""
+
+
+class Backend(Protocol):
+    def gpus(self) -> tuple[int, ...]:
+        """The device ids on which this backend could execute here."""
+
+    def load(self, version_directory: Path, config: Any, placement: Placement) -> Session:
+        """Load the file that `config.default_model_filename` names; `config` is Triton's ModelConfig message."""
+
+
+def find_backend(name: str, model: str) -> Backend:
+    available = plugins.names(__name__)
+    if name not in available:
+        raise UnsupportedInput(
+            f"unable to find backend library for backend '{name}', try specifying runtime on the model configuration; "
+            f"model '{model}' needs a server with that backend, this runner has {', '.join(available)}"
+        )
+    return cast(Backend, plugins.load(__name__, name))

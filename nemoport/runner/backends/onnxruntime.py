@@ -1,0 +1,205 @@
+"""Executes ONNX graphs: on the CUDA provider where the placement says a GPU, else on the CPU provider."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from nemoport.errors import DamagedInput, MachineError, NemoportError, UnsupportedInput
+from nemoport.runner.datatypes import BY_NAME, BYTES
+from nemoport.runner.instances import Placement
+from nemoport.runner.model_config import ModelConfig
+from nemoport.runner.refusal import Code, Refusal
+from nemoport.runner.signature import TensorSignature
+from nemoport.runner.tensors import Array
+
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_DATATYPES = {  # what onnxruntime calls a tensor type
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(bfloat16)": "BF16",
+    "tensor(string)": "BYTES",
+}
+_OPTIMIZATION = {  # optimization.graph.level of a config
+    -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+_THREADS = {"intra_op_thread_count": "intra_op_num_threads", "inter_op_thread_count": "inter_op_num_threads"}
+_BF16 = BY_NAME["BF16"]
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+
+
+def gpus() -> tuple[int, ...]:
+    if _CUDA not in ort.get_available_providers():
+        return ()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(range(len([device for device in visible.split(",") if device.strip() not in ("", "-1")])))
+    return tuple(range(len([node for node in Path("/dev").glob("nvidia*") if node.name[6:].isdigit()])))
+
+
+def load(version_directory: Path, config: ModelConfig, placement: Placement) -> OnnxSession:
+    """Load by path, so that external data beside the file is found.
+
+    The file may be a directory of the same name that holds the file, as Triton allows for large models.
+    """
+    path = version_directory / config.default_model_filename
+    path = path / path.name if path.is_dir() else path
+    if not path.is_file():
+        raise DamagedInput(
+            f"model '{config.name}' has no file {path}; its config asks for it by default_model_filename"
+        )
+    providers: list[Any] = [_CPU]
+    if placement.gpu is not None:
+        providers.insert(0, (_CUDA, {"device_id": placement.gpu}))
+    try:
+        session = ort.InferenceSession(path, _options(config), providers=providers)
+    except Exception as error:  # onnxruntime has no common class of its own
+        raise _load_error(error, path, config) from error
+    if placement.gpu is not None and session.get_providers()[0] != _CUDA:
+        raise MachineError(
+            f"model '{config.name}' is placed on GPU {placement.gpu}, and onnxruntime could not start its CUDA "
+            "provider; check the driver and the CUDA libraries, or use KIND_CPU"
+        )
+    return OnnxSession(session, config.name)
+
+
+class OnnxSession:
+    """`inputs` and `outputs` are the signature of the graph; one session serves any number of threads."""
+
+    def __init__(self, session: Any, model: str) -> None:
+        self.inputs = {node.name: _signature(node, model) for node in session.get_inputs()}
+        self.outputs = {node.name: _signature(node, model) for node in session.get_outputs()}
+        self._session = session
+        signature = (*self.inputs.values(), *self.outputs.values())
+        self._run = _run_values if any(tensor.datatype is _BF16 for tensor in signature) else _run_arrays
+
+    def execute(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
+        ready = {name: _feed(self.inputs[name], array) for name, array in feeds.items()}
+        try:
+            arrays = self._run(self._session, wanted, ready)
+        except Exception as error:  # onnxruntime has no common class of its own
+            code = Code.INVALID_ARG if self._disagree(feeds) else Code.INTERNAL
+            raise Refusal(f"onnx runtime error: {error}", code) from error
+        return [
+            _as_bytes(array) if self.outputs[name].datatype is BYTES else array
+            for name, array in zip(wanted, arrays, strict=True)
+        ]
+
+    def _disagree(self, feeds: Mapping[str, Array]) -> bool:
+        """Two dimensions that the graph gives one name, and the request two sizes."""
+        sizes: dict[str, set[int]] = {}
+        for node in self._session.get_inputs():
+            if node.name in feeds:
+                for symbol, size in zip(node.shape, feeds[node.name].shape, strict=False):
+                    sizes.setdefault(str(symbol), set()).add(size)
+        return any(len(found) > 1 for found in sizes.values())
+
+
+def _run_arrays(session: Any, wanted: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+    arrays: list[Array] = session.run(wanted, feeds)
+    return arrays
+
+
+def _run_values(session: Any, wanted: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+    """For graphs with bfloat16 at their ends, whose 16-bit words onnxruntime does not exchange with numpy."""
+    return [_from_value(v) for v in session.run_with_ort_values(wanted, {n: _to_value(a) for n, a in feeds.items()})]
+
+
+def _to_value(array: Array) -> Any:
+    if array.dtype != _BF16.numpy:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array).view(np.uint16), _BFLOAT16)
+
+
+def _from_value(value: Any) -> Array:
+    if value.element_type() == _BFLOAT16:
+        words = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+        return np.frombuffer(words, _BF16.numpy).reshape(value.shape())
+    array: Array = value.numpy()
+    return array
+
+
+def _feed(tensor: TensorSignature, array: Array) -> Array:
+    if tensor.datatype is BYTES:
+        array = _as_text(array, tensor.name)
+    return array if tensor.shape else array.reshape(())
+
+
+def _as_text(array: Array, name: str) -> Array:
+    """onnxruntime holds text; it would take `bytes` by their repr."""
+    text = np.empty(array.shape, np.object_)
+    try:
+        text.reshape(-1)[:] = [element.decode() for element in array.reshape(-1)]
+    except UnicodeDecodeError as error:
+        raise Refusal(f"input '{name}' is not UTF-8 text, which onnxruntime needs: {error}") from None
+    return text
+
+
+def _as_bytes(array: Array) -> Array:
+    encoded = np.empty(array.shape, np.object_)
+    encoded.reshape(-1)[:] = [element.encode() for element in array.reshape(-1)]
+    return encoded
+
+
+def _load_error(error: Exception, path: Path, config: ModelConfig) -> NemoportError:
+    if "NOT_IMPLEMENTED" in str(error) and _has_bfloat16(path):
+        return MachineError(
+            f"model '{config.name}' computes in bfloat16 ({path}), for which onnxruntime has no kernels on the CPU; "
+            f"serve it on a GPU, or convert it with --dtype float32 ({error})"
+        )
+    return DamagedInput(f"onnxruntime cannot load {path}: {error}")
+
+
+def _has_bfloat16(path: Path) -> bool:
+    import onnx  # only to explain a failure
+
+    graph = onnx.load(path, load_external_data=False).graph
+    ends = [value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)]
+    casts = [a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"]
+    return _BFLOAT16 in (*ends, *casts, *(tensor.data_type for tensor in graph.initializer))
+
+
+def _options(config: ModelConfig) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = _OPTIMIZATION.get(
+        config.optimization.graph.level, ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    )
+    for parameter, attribute in _THREADS.items():
+        if parameter in config.parameters:
+            setattr(options, attribute, _whole_number(config, parameter))
+    return options
+
+
+def _whole_number(config: ModelConfig, parameter: str) -> int:
+    text = config.parameters[parameter].string_value
+    if not text.isdecimal():
+        raise DamagedInput(f"model '{config.name}' has parameter {parameter} = '{text}'; give a whole number")
+    return int(text)
+
+
+def _signature(node: Any, model: str) -> TensorSignature:
+    if node.type not in _DATATYPES:
+        raise UnsupportedInput(
+            f"model '{model}' has tensor '{node.name}' of type {node.type}, which Triton cannot carry"
+        )
+    shape = tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in node.shape)
+    return TensorSignature(node.name, BY_NAME[_DATATYPES[node.type]], shape)

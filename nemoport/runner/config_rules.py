@@ -1,0 +1,124 @@
+"""What Triton refuses in a config before it looks at the model, in its words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from nemoport.errors import DamagedInput, UnsupportedInput
+from nemoport.runner.model_config import KINDS, ModelConfig
+
+REFUSED = {  # fields whose meaning this runner cannot keep, with what they would need
+    "ensemble_scheduling": "ensembles",
+    "sequence_batching": "sequence batching",
+    "batch_input": "ragged batching",
+    "batch_output": "ragged batching",
+    "model_repository_agents": "repository agents",
+}
+NOT_EXERCISED = {  # fields that change how fast an answer comes and not what it says
+    "dynamic_batching": "requests are executed one by one, not merged into batches",
+    "model_warmup": "warmup requests are not sent",
+    "response_cache": "responses are not cached",
+}
+
+
+def check_config(config: ModelConfig, directory_name: str) -> None:
+    """Everything but the tensors, which may still have to be completed from the model."""
+    _check_backend(config)
+    if config.name != directory_name:
+        raise DamagedInput(
+            f"unexpected directory name '{directory_name}' for model '{config.name}', "
+            "directory name must equal model name"
+        )
+    if config.max_batch_size < 0:
+        raise DamagedInput(f"'max_batch_size' must be non-negative value for {config.name}")
+    for size in config.dynamic_batching.preferred_batch_size:
+        if size <= 0:
+            raise DamagedInput(f"dynamic batching preferred size must be positive for {config.name}")
+        if size > config.max_batch_size:
+            raise DamagedInput(f"dynamic batching preferred size must be <= max batch size for {config.name}")
+    given = {field.name for field, _ in config.ListFields()}
+    for field in sorted(given & REFUSED.keys()):
+        raise UnsupportedInput(f"model '{config.name}' asks for {REFUSED[field]} ({field}), which this runner lacks")
+    if config.model_transaction_policy.decoupled:
+        raise UnsupportedInput(f"model '{config.name}' is decoupled, which this runner lacks")
+
+
+def check_tensors(config: ModelConfig) -> None:
+    try:
+        for tensor in config.input:
+            _check_tensor(tensor, "input", config)
+            if tensor.format and len(tensor.dims) != 3:
+                raise DamagedInput("model input NHWC/NCHW require 3 dims")
+            if tensor.allow_ragged_batch:
+                raise UnsupportedInput(f"model input '{tensor.name}' is ragged, which this runner lacks")
+        for tensor in config.output:
+            _check_tensor(tensor, "output", config)
+    except DamagedInput as error:
+        raise DamagedInput(f"{error} for {config.name}") from None
+
+
+def notes(config: ModelConfig) -> tuple[str, ...]:
+    """What the config asks for and this runner accepts without doing it."""
+    given = {field.name for field, _ in config.ListFields()}
+    return tuple(f"{field}: {meaning}" for field, meaning in NOT_EXERCISED.items() if field in given)
+
+
+def _check_backend(config: ModelConfig) -> None:
+    name, platform, backend = config.name, config.platform, config.backend
+    if platform == "ensemble":
+        if backend:
+            raise DamagedInput(f"Ensemble model '{name}' must have platform type 'ensemble' and empty backend type")
+        if not config.HasField("ensemble_scheduling"):
+            raise DamagedInput(f"ensemble scheduling must be set for ensemble {name} whose platform is ensemble")
+        return
+    if not backend and platform:
+        raise DamagedInput(f"unexpected platform type '{platform}' for {name}")
+    if not backend:
+        raise DamagedInput(
+            f"Invalid model name: Could not determine backend for model '{name}' with no backend in model "
+            "configuration. Expected model name of the form 'model.<backend_name>'."
+        )
+    for kind in KINDS:
+        if kind.backend == backend and platform not in (kind.platforms or ("",)):
+            raise DamagedInput(f"unexpected 'platform' and 'backend' pair, got:{platform}, {backend}")
+
+
+def _check_tensor(tensor: Any, kind: str, config: ModelConfig) -> None:
+    if not tensor.name:
+        raise DamagedInput(f"model {kind} must specify 'name'")
+    who = f"model {kind} '{tensor.name}'"
+    if not tensor.data_type:
+        raise DamagedInput(f"{who} must specify 'data_type'")
+    if not tensor.dims:
+        raise DamagedInput(f"{who} must specify 'dims'")
+    if any(dim < 1 and dim != -1 for dim in tensor.dims):
+        raise DamagedInput(f"{who} dimension must be integer >= 1, or -1 to indicate a variable-size dimension")
+    if tensor.is_shape_tensor:
+        raise DamagedInput("shape tensors are only supported for TensorRT platform")
+    if tensor.HasField("reshape"):
+        _check_reshape(who, tensor.dims, tensor.reshape.shape, config.max_batch_size)
+
+
+def _check_reshape(who: str, dims: Sequence[int], reshape: Sequence[int], max_batch_size: int) -> None:
+    if not reshape and max_batch_size == 0:
+        raise DamagedInput(
+            f"{who} cannot have empty reshape for non-batching model as scalar tensors are not supported"
+        )
+    if any(dim < 1 and dim != -1 for dim in reshape):
+        raise DamagedInput(
+            f"{who} reshape dimensions must be integer >= 1, or -1 to indicate a variable-size dimension"
+        )
+    before, after = _chunks(dims), _chunks(reshape)
+    if len(before) != len(after):
+        raise DamagedInput(f"{who} has different number of variable-size dimensions for dims and reshape")
+    if before != after:
+        raise DamagedInput(f"{who} has different size for dims and reshape")
+
+
+def _chunks(shape: Sequence[int]) -> list[int]:
+    """Elements between the variable dimensions: [2, 4, -1, 6] is [8, 6], as is [8, -1, 6]."""
+    cuts = [at for at, dim in enumerate(shape) if dim == -1]
+    starts, ends = [0, *(cut + 1 for cut in cuts)], [*cuts, len(shape)]
+    return [math.prod(shape[start:end]) for start, end in zip(starts, ends, strict=True)]

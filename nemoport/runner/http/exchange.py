@@ -1,0 +1,98 @@
+"""A request and its answer as the handlers see them, and their passage through ASGI."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.types import Receive, Send
+
+from nemoport.runner.refusal import Code, Refusal
+
+JSON = (b"content-type", b"application/json")
+BINARY = (b"content-type", b"application/octet-stream")
+_PATIENCE = 16  # times the limit
+_WINDOWS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """`model` and `version` come from the path; `max_bytes` bounds the body, unpacked too."""
+
+    headers: Mapping[bytes, bytes]
+    body: bytes
+    max_bytes: int
+    model: str = ""
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int = 200
+    body: bytes = b""
+    headers: tuple[tuple[bytes, bytes], ...] = field(default=())
+
+
+def json_answer(value: Any) -> Answer:
+    return Answer(200, json.dumps(value, separators=(",", ":")).encode(), (JSON,))
+
+
+def error_answer(message: str, status: int) -> Answer:
+    return Answer(status, json.dumps({"error": message}).encode(), (JSON,))
+
+
+async def read_body(receive: Receive, max_bytes: int) -> bytes:
+    """A body that is too large is read to its end and dropped, so that the client is there to hear of it."""
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionError("the client left before its request was complete")
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size <= max_bytes:
+            chunks.append(chunk)
+        elif size > _PATIENCE * max_bytes:
+            raise _too_large(size, max_bytes)
+        if not message.get("more_body", False):
+            break
+    if size > max_bytes:
+        raise _too_large(size, max_bytes)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def send_answer(send: Send, answer: Answer) -> None:
+    length = (b"content-length", b"%d" % len(answer.body))
+    await send({"type": "http.response.start", "status": answer.status, "headers": [*answer.headers, length]})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def unpacked(call: Call) -> bytes:
+    """The body after Content-Encoding; never more than `max_bytes`, however small it was packed."""
+    encoding = call.headers.get(b"content-encoding", b"identity").strip().lower()
+    if encoding in (b"identity", b""):
+        return call.body
+    if encoding not in _WINDOWS:
+        raise Refusal(f"unsupported Content-Encoding '{encoding.decode('latin-1')}', send identity, gzip or deflate")
+    inflate = zlib.decompressobj(_WINDOWS[encoding])
+    try:
+        body = inflate.decompress(call.body, call.max_bytes + 1)
+    except zlib.error as error:
+        raise Refusal(f"failed to decompress the request: {error}") from None
+    if len(body) > call.max_bytes:
+        raise _too_large(len(body), call.max_bytes)
+    if not inflate.eof:
+        raise Refusal("failed to decompress the request: it ends in the middle")
+    return body
+
+
+def _too_large(size: int, max_bytes: int) -> Refusal:
+    return Refusal(
+        f"Request has a byte_size of {size} bytes or more that exceeds the maximum allowed value of {max_bytes} bytes. "
+        "Use --http-max-input-size to increase the limit.",
+        Code.INVALID_ARG,
+    )

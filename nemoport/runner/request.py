@@ -1,0 +1,64 @@
+"""What is asked of a model and what it answers, whatever protocol carried it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nemoport.runner.datatypes import BY_NUMPY, Datatype
+from nemoport.runner.refusal import Refusal
+from nemoport.runner.tensors import Array, Buffer
+
+Parameter = bool | int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class InputTensor:
+    """The data is an array of any shape with the right number of elements, or the raw bytes of one, undecoded."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    data: Array | Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """`outputs` are the names wanted; empty means every output that the config lists."""
+
+    inputs: tuple[InputTensor, ...]
+    outputs: tuple[str, ...] = ()
+    id: str = ""
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """How Triton begins the errors of a request."""
+        return f"[request id: {self.id or '<id_unknown>'}] "
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    name: str
+    datatype: Datatype
+    array: Array
+
+
+@dataclass(frozen=True, slots=True)
+class InferResponse:
+    model_name: str
+    model_version: int
+    outputs: tuple[OutputTensor, ...]
+    id: str = ""
+
+    def arrays(self) -> dict[str, Array]:
+        return {output.name: output.array for output in self.outputs}
+
+
+def request_of(arrays: Mapping[str, Array], outputs: tuple[str, ...] = (), id: str = "") -> InferRequest:  # noqa: A002
+    """A request from numpy arrays. BYTES are object arrays of `bytes`."""
+    for name, array in arrays.items():
+        if array.dtype not in BY_NUMPY:
+            raise Refusal(f"input '{name}' is a numpy {array.dtype}, which no KServe datatype can carry")
+    inputs = (InputTensor(name, BY_NUMPY[array.dtype], array.shape, array) for name, array in arrays.items())
+    return InferRequest(tuple(inputs), outputs, id)

@@ -1,0 +1,111 @@
+"""What a person sees: tables, one-line results, progress. Data goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json as _json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from nemoport.exporters.convert import Row
+    from nemoport.validation import Report
+
+_out = Console(highlight=False)
+if not _out.is_terminal:  # a log or a pipe has no width, and a line in it is a line
+    _out = Console(highlight=False, width=200)
+_err = Console(stderr=True, highlight=False)
+
+
+def line(text: str) -> None:
+    _out.print(escape(text), soft_wrap=True)
+
+
+def json(data: Mapping[str, Any]) -> None:
+    """One object, and nothing else on stdout."""
+    print(_json.dumps(data, indent=2, ensure_ascii=False))  # noqa: T201
+
+
+def rows(found: Sequence[Row]) -> None:
+    pairs((row.what, row.value) for row in found)
+
+
+def pairs(found: Iterator[tuple[str, str]] | Sequence[tuple[str, str]]) -> None:
+    grid = Table.grid(padding=(0, 2))
+    for what, value in found:
+        grid.add_row(f"[bold]{escape(what)}[/bold]", escape(value))
+    _out.print(grid)
+
+
+def facts(found: Mapping[str, Any]) -> None:
+    """What `inspect` says, for people."""
+    tokenizer, vocabulary = found["tokenizer"], found.get("vocabulary")
+    lines = [
+        ("format", f"{found['format']}, written by {found['writer']}"),
+        ("family", f"{found['family']}, {found['parameters']:,} parameters" if "family" in found else "unknown"),
+        ("stored", f"{found['tensors']} tensors, {found['bytes']:,} bytes, {_counts(found['dtypes'])}"),
+        ("trained at", ", ".join(f"{key} {value}" for key, value in found["trained"].items()) or "not recorded"),
+        ("skipped", _counts(found["skipped"]) or "nothing"),
+        ("tokenizer", f"{', '.join(tokenizer['files'])} ({tokenizer['ids']} ids)" if tokenizer else "none"),
+    ]
+    if vocabulary:
+        lines.insert(3, ("vocabulary", f"{vocabulary['true']}, stored in {vocabulary['padded']} rows"))
+    if "problem" in found:
+        lines.append(("problem", found["problem"]))
+    pairs(lines)
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> None:
+    if not found:
+        line("nothing")
+        return
+    grid = Table(*found[0], box=None, header_style="bold", pad_edge=False)
+    for row in found:
+        grid.add_row(*(escape(_cell(value)) for value in row.values()))
+    _out.print(grid)
+
+
+def report(found: Report) -> None:
+    pairs([("subject", f"{found.subject} ({found.kind})"), ("executed by", found.executed_by)])
+    grid = Table("", "check", "found", "needed", box=None, header_style="bold", pad_edge=False)
+    for check in found.checks:
+        mark = "[green]ok[/green]" if check.passed else "[red]FAILED[/red]"
+        grid.add_row(mark, escape(check.name), escape(check.found), escape(check.needed))
+    _out.print(grid)
+    for note in found.notes:
+        line(f"note: {note}")
+    _out.print("[green]passed[/green]" if found.passed else "[red]failed[/red]")
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes on stderr, where a terminal is there."""
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A sign of life on stderr for work whose length is not known."""
+    if not _err.is_terminal:
+        yield
+        return
+    with _err.status(what):
+        yield
+
+
+def _counts(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in found.items())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(str(each) for each in value) or "-"
+    return str(value)

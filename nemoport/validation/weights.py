@@ -1,0 +1,126 @@
+"""The weights that an artifact holds, against the source's, bit for bit.
+
+Logits prove how weights are used, but a prompt reads a few rows of the embedding only, and in 16 bits one wrong
+element drowns in rounding. So what an artifact stores is read back as its runtime would find it, and compared whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, load_model
+
+from nemoport.errors import DamagedInput
+from nemoport.exporters.checkpoint import Model
+from nemoport.exporters.dtypes import DTYPES, words
+from nemoport.exporters.tensor import Files, LazyTensor, cast, cut, read
+from nemoport.reference import rank_files
+from nemoport.spec import ModelSpec, tensors
+
+_BLOCK = 1 << 22
+"""Elements compared at a time."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A canonical tensor, or one rank's share of it, in an artifact."""
+
+    name: str
+    """In the whole model."""
+    tensor: LazyTensor
+    place: str = ""
+    """The file, where there are several."""
+    position: int = 0
+    """Which share of `shares` this is."""
+    shares: int = 1
+
+
+def of_model(model: Model) -> tuple[Held, ...]:
+    return tuple(Held(name, tensor) for name, tensor in model.tensors.items())
+
+
+def of_ranks(ranked: rank_files.Ranked) -> tuple[Held, ...]:
+    """Layers are renumbered from 0 in every stage."""
+    layers, held = len(ranked.spec.blocks) // ranked.plan.pp, []
+    for rank, local in enumerate(ranked.ranks):
+        stage, position = divmod(rank, ranked.plan.tp)
+        for name, tensor in local.items():
+            match name.split(".", 2):
+                case ["layers", index, rest]:
+                    name = f"layers.{int(index) + stage * layers}.{rest}"  # noqa: PLW2901
+            held.append(Held(name, tensor, f"rank{rank}.safetensors", position, ranked.plan.tp))
+    return tuple(held)
+
+
+def of_graph(path: Path, spec: ModelSpec) -> tuple[Held, ...]:
+    """The initializers that bear a canonical name; they lie outside of the graph."""
+    graph, files, held = load_model(path, load_external_data=False).graph, Files(), []
+    named, by_number = tensors(spec), {dtype.onnx: dtype.name for dtype in DTYPES.values()}
+    for weight in graph.initializer:
+        if weight.name in named and weight.data_location == TensorProto.EXTERNAL:
+            place = {entry.key: entry.value for entry in weight.external_data}
+            data, offset = path.with_name(place["location"]), int(place.get("offset", 0))
+            dtype = by_number[weight.data_type]
+            held.append(Held(weight.name, files.array(data, offset=offset, shape=tuple(weight.dims), dtype=dtype)))
+    return tuple(held)
+
+
+def differences(model: Model, held: Sequence[Held]) -> tuple[str, ...]:
+    """In words, one for each tensor that is missing, or is not the source's in the dtype it is held in."""
+    found = {each.name for each in held}
+    missing = [f"{name} is missing" for name in tensors(model.spec) if name not in found]
+    return (*missing, *(text for each in held if (text := _difference(each, model.tensors))))
+
+
+def dtypes(held: Sequence[Held]) -> dict[str, str]:
+    """In which dtype each tensor of the model is held."""
+    return {each.name: each.tensor.dtype for each in held}
+
+
+def _difference(held: Held, source: Mapping[str, LazyTensor]) -> str:
+    name = "embed.weight" if held.name == "head.weight" and held.name not in source else held.name  # tied
+    where = f"{held.name} in {held.place}" if held.place else held.name
+    if name not in source:
+        return f"{where} is no tensor of the source"
+    try:
+        wanted = _share(source[name], held)
+    except ValueError:
+        return f"{where} is {list(held.tensor.shape)}, a share of {list(source[name].shape)} needed"
+    count, size = _count(held.tensor, cast(wanted, held.tensor.dtype)), prod(wanted.shape)
+    return f"{where} differs in {count} of {size} elements" if count else ""
+
+
+def _share(whole: LazyTensor, held: Held) -> LazyTensor:
+    """What a rank must hold of a tensor: one of equal runs along the axis that was cut. Where there are fewer runs
+    than ranks (KV heads) each serves several; where they do not divide (vocabulary) the last ones are padded."""
+    shape, padded = held.tensor.shape, held.name == "head.weight"
+    cuts = [axis for axis, size in enumerate(whole.shape) if axis < len(shape) and shape[axis] != size]
+    if len(shape) != len(whole.shape) or len(cuts) > 1 or (cuts and held.shares == 1):
+        raise ValueError
+    for axis in cuts:
+        rows, every = shape[axis], whole.shape[axis]
+        runs = held.shares if padded else every // rows
+        if not padded and (every % rows or held.shares % runs):
+            raise ValueError
+        start = min(held.position * runs // held.shares * rows, every)
+        return cut(whole, axis, start, min(start + rows, every))
+    return whole
+
+
+def _count(found: LazyTensor, wanted: LazyTensor) -> int:
+    """Elements of `found` that are not those of `wanted`, which may have fewer rows."""
+    step, count = max(1, _BLOCK // max(1, prod(wanted.shape[1:]))), 0
+    for start in range(0, wanted.shape[0], step):
+        stop = min(start + step, wanted.shape[0])
+        ours, theirs = (read(cut(each, 0, start, stop)).view(words(found.dtype)) for each in (found, wanted))
+        count += int(np.count_nonzero(ours != theirs))
+    return count
+
+
+def check_readable(held: Sequence[Held]) -> None:
+    if not held:
+        raise DamagedInput("the artifact holds no weight under a name of the model; convert again")

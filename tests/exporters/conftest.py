@@ -1,0 +1,30 @@
+"""Conversions that several tests look at are made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .commands import converted
+from .fixtures import Fixture
+
+Once = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """`once(fixture, to, **plan)`: the artifact, which no test may change."""
+    root = tmp_path_factory.mktemp("artifacts")
+    made: dict[tuple[Any, ...], Path] = {}
+
+    def convert(source: Fixture | Path, to: str, **plan: Any) -> Path:
+        path = source.path if isinstance(source, Fixture) else source
+        key = (path, to, *sorted(plan.items()))
+        if key not in made:
+            made[key] = converted(source, to, root / str(len(made)), **plan)
+        return made[key]
+
+    return convert

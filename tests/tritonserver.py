@@ -1,0 +1,270 @@
+"""A real tritonserver on CPU for tests: the one inside the wheel of nvidia-pytriton (server 2.51.0, release 24.10).
+
+The wheel is fetched once into a cache, `$NEMOPORT_TEST_CACHE` or `~/.cache/nemoport-tests`. It holds one backend,
+python. The others are stood in for by python-based backends, so that the core puts a model's config through all its
+checks and takes it to READY; the stand-in for onnxruntime also runs the graph, with the onnxruntime package.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WHEEL = "nvidia-pytriton==0.7.0"
+STANDS_IN = ("tensorrt", "tensorrtllm", "vllm", "pytorch", "openvino")
+"""Backends of which only the config is judged; their `execute` answers with an error."""
+
+PASS_THROUGH = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        return config
+
+    def execute(self, requests):
+        error = pb_utils.TritonError("this stand-in judges configs and runs nothing")
+        return [pb_utils.InferenceResponse(error=error) for _ in requests]
+"""
+
+ONNXRUNTIME = """
+import json
+import os
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        return config
+
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        path = os.path.join(args["model_repository"], args["model_version"], config["default_model_filename"])
+        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.inputs = [tensor["name"] for tensor in config["input"]]
+
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            feed = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
+            names = request.requested_output_names()
+            answers = self.session.run(names, feed)
+            tensors = [pb_utils.Tensor(name, np.ascontiguousarray(answer)) for name, answer in zip(names, answers)]
+            responses.append(pb_utils.InferenceResponse(tensors))
+        return responses
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    http: str
+    """The address, `http://127.0.0.1:port`."""
+    grpc: str
+    """`127.0.0.1:port`, as gRPC clients take it."""
+    log: Path
+
+    def get(self, path: str) -> Any:
+        return self._ask(path, None)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        return self._ask(path, body)
+
+    def _ask(self, path: str, body: Mapping[str, Any] | None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(f"{self.http}{path}", data=data, timeout=30) as answer:
+            content = answer.read()
+        return json.loads(content) if content else None
+
+    def index(self) -> dict[tuple[str, str], str]:
+        """(model, version) -> READY, UNAVAILABLE..."""
+        rows = self.post("/v2/repository/index", {})
+        return {(row["name"], row.get("version", "")): row.get("state", "") for row in rows}
+
+
+class Refused(Exception):
+    """The server exited, or was not ready in time; the message ends with its log."""
+
+
+@contextmanager
+def tritonserver(
+    repository: Path, *, load: Sequence[str] | None = None, exit_on_error: bool = True, seconds: float = 60
+) -> Iterator[Server]:
+    """Serve a repository until the block ends. `load` names the models of explicit mode (`*` is all of them); None is
+    the server's default mode, in which one model that fails keeps the server from starting."""
+    home = installation()
+    http, grpc = _free_ports(2)
+    region = f"nemoport_{os.getpid()}_{http}_"
+    scratch = Path(tempfile.mkdtemp(prefix="tritonserver-"))
+    log = scratch / "log"
+    command = [
+        *(["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []),
+        str(home / "pytriton/tritonserver/bin/tritonserver"),
+        f"--model-repository={repository}",
+        f"--backend-directory={home / 'pytriton/tritonserver/backends'}",
+        f"--cache-directory={home / 'pytriton/tritonserver/caches'}",
+        *("--http-address=127.0.0.1", f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}"),
+        *("--allow-metrics=false", "--exit-timeout-secs=5", f"--exit-on-error={str(exit_on_error).lower()}"),
+        *("--backend-config=python,shm-default-byte-size=1048576",),
+        f"--backend-config=python,shm-region-prefix-name={region}",
+    ]
+    if load is not None:
+        command += ["--model-control-mode=explicit", *(f"--load-model={name}" for name in load)]
+    if not exit_on_error:
+        command += ["--strict-readiness=false"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=_environment(home)
+        )
+    try:
+        server = Server(f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", log)
+        _wait_until_ready(server, process, seconds)
+        yield server
+    finally:
+        _end(process)
+        for leftover in Path("/dev/shm").glob(f"{region}*"):
+            leftover.unlink(missing_ok=True)
+        shutil.rmtree(scratch)
+
+
+def installation() -> Path:
+    """The unpacked server with its backends and Python environment; skips the test where there can be none."""
+    found = _installation()
+    if isinstance(found, str):
+        pytest.skip(f"no real tritonserver here: {found}")
+    return found
+
+
+@cache
+def _installation() -> Path | str:
+    """The place, or the reason why there is none; tried once in a process."""
+    root = Path(os.environ.get("NEMOPORT_TEST_CACHE") or Path.home() / ".cache/nemoport-tests")
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    home = root / f"{WHEEL.replace('==', '-')}-py{python}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not home.is_dir():
+                _install(home, python)
+        for backend, code in _stand_ins().items():
+            _write_if_changed(home / f"pytriton/tritonserver/backends/{backend}/model.py", code)
+        stub = home / "pytriton/tritonserver/backends/python/triton_python_backend_stub"
+        _need_libraries(home, stub)
+        _need_libraries(home, home / "pytriton/tritonserver/bin/tritonserver")
+    except subprocess.CalledProcessError as error:
+        return f"{' '.join(error.cmd[:5])} failed: {error.stdout[-400:]}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return home
+
+
+def _install(home: Path, python: str) -> None:
+    with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
+        _run(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", scratch, WHEEL)
+        (wheel,) = Path(scratch).glob("*.whl")
+        unpacked = Path(scratch) / "unpacked"
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(unpacked)
+        triton = unpacked / "pytriton/tritonserver"
+        stub = triton / "backends/python/triton_python_backend_stub"
+        shutil.copy(triton / f"python_backend_stubs/{python}/triton_python_backend_stub", stub)
+        for program in (triton / "bin/tritonserver", stub):
+            program.chmod(0o755)
+        # A venv does not survive a move, so it is made where it stays.
+        _run(getattr(sys, "_base_executable", sys.executable), "-m", "venv", "--clear", str(_venv(home)))
+        needs = ("numpy<2", "onnxruntime")  # with numpy 2 the python backend of 24.10 fails every request
+        _run(str(_venv(home) / "bin/python"), "-m", "pip", "install", "-q", "--only-binary=:all:", *needs)
+        unpacked.rename(home)
+
+
+def _venv(home: Path) -> Path:
+    return home.with_name(home.name + "-venv")
+
+
+def _stand_ins() -> dict[str, str]:
+    return {"onnxruntime": ONNXRUNTIME} | dict.fromkeys(STANDS_IN, PASS_THROUGH)
+
+
+def _write_if_changed(path: Path, content: str) -> None:
+    if not path.is_file() or path.read_text() != content:
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(content)
+        temporary.replace(path)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """The stub embeds Python in isolated mode: the first python3 on PATH says where numpy is, PYTHONPATH does not."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    libraries = [str(home / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR") or ""]
+    path = f"{_venv(home) / 'bin'}:{os.environ.get('PATH', '/usr/bin:/bin')}"
+    return kept | {"PATH": path, "LD_LIBRARY_PATH": ":".join(filter(None, libraries))}
+
+
+def _need_libraries(home: Path, program: Path) -> None:
+    found = subprocess.run(["ldd", str(program)], env=_environment(home), capture_output=True, text=True, check=False)
+    missing = [line.split()[0] for line in found.stdout.splitlines() if "not found" in line]
+    if missing or found.returncode:
+        raise OSError(f"{program.name} needs {', '.join(missing) or found.stderr.strip()}")
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _wait_until_ready(server: Server, process: subprocess.Popen[bytes], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise Refused(f"tritonserver exited with {process.returncode}:\n{server.log.read_text()[-6000:]}")
+        try:
+            server.get("/v2/health/ready")
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+        else:
+            return
+    raise Refused(f"tritonserver was not ready after {seconds} s:\n{server.log.read_text()[-6000:]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The server and its stubs are one process group; a second of grace lets it take its shared memory along."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
