@@ -122,8 +122,11 @@ def read_manifest(directory: Path) -> Artifact:
 
 def verify(directory: Path, artifact: Artifact, ledger: Path | None = None) -> None:
     """Compare every file with its digests; an error names the first that differs and how many do. `ledger` is given
-    where it does not lie with the files, and must itself match the manifest."""
-    listed = pieces(ledger or directory / LEDGER)
+    where it does not lie with the files; the caller has compared it with the manifest then."""
+    tensors = any(file.blake3 is None for file in artifact.files)
+    if tensors and ledger is None and not any(file.path == LEDGER and file.blake3 for file in artifact.files):
+        raise DamagedInput(f"{directory / MANIFEST} vouches for no {LEDGER}, which vouches for tensors; convert again")
+    listed = pieces(ledger or directory / LEDGER) if tensors else {}
     wrong = [reason for file in artifact.files if (reason := _differs(directory / file.path, file, listed))]
     if wrong:
         raise DamagedInput(f"{directory}: {wrong[0]} ({len(wrong)} of {len(artifact.files)} files); convert again")

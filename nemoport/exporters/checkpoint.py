@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from nemoport.artifact import Signature
+from nemoport.exporters.formats.tree import Tree
 from nemoport.exporters.tensor import LazyTensor
 from nemoport.spec import ModelSpec, Plan
 
@@ -40,7 +41,7 @@ class Checkpoint:
     tensors: Mapping[str, LazyTensor]
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Stored things that are no weights, each with the rule that skips it."""
-    tokenizer: Path | None = None
+    tokenizer: Tree | None = None
     """The directory that holds the tokenizer's files."""
     trained: Mapping[str, int] = field(default_factory=dict)
     """tp, pp, ep of the training run, where known."""

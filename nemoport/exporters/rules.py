@@ -83,7 +83,7 @@ def resolve(column: Column, specs: Mapping[str, TensorSpec], stored: Mapping[str
             missing |= {part.name: binding.stored for part in binding.parts if part.name not in missing}
             continue
         tensor = stored[binding.stored]
-        _check_shape(binding, tensor)
+        _check(binding, tensor)
         unexplained.pop(binding.stored, None)
         for part, piece in zip(binding.parts, binding.layout.split(tensor, binding.parts), strict=True):
             if part.name in tensors:
@@ -103,7 +103,7 @@ def resolve(column: Column, specs: Mapping[str, TensorSpec], stored: Mapping[str
     return Resolved({name: tensors[name] for name in specs}, sources, skipped)
 
 
-def _check_shape(binding: Binding, tensor: LazyTensor) -> None:
+def _check(binding: Binding, tensor: LazyTensor) -> None:
     needed, found = binding.shape, tensor.shape
     if binding.layout.padded and len(found) == len(needed):
         matches = found[0] >= needed[0] and found[1:] == needed[1:]
@@ -114,3 +114,5 @@ def _check_shape(binding: Binding, tensor: LazyTensor) -> None:
             f"{binding.stored} has shape {list(found)}, the config asks for {list(needed)}; "
             "the config describes another model"
         )
+    if "float" not in tensor.dtype:
+        raise UnsupportedInput(f"{binding.stored} has dtype {tensor.dtype}, weights are floating-point numbers")

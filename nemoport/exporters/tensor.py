@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from nemoport.errors import DamagedInput, InputError
 from nemoport.exporters.dtypes import Words, itemsize, real, words
 
+Buffer = bytes | memoryview
 Span = tuple[int, int]
 """Start and stop along one axis."""
 
@@ -45,6 +46,20 @@ class LazyTensor(Protocol):
 
     def fill(self, out: Words) -> None:
         """Write every element into `out`: same shape, unsigned words of the dtype's width, last axis contiguous."""
+        ...
+
+
+class Store(Protocol):
+    """Bytes that can be had from anywhere: a file, a member of an archive."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def view(self, start: int, stop: int) -> Buffer:
+        """The bytes of that range, mapped or read."""
         ...
 
 
@@ -66,20 +81,35 @@ class Files:
             self._maps.move_to_end(path)
             return self._maps[path]
 
+    def store(self, path: Path) -> MappedFile:
+        return MappedFile(self, path, path.stat().st_size)
+
     def array(self, path: Path, *, offset: int, shape: tuple[int, ...], dtype: str) -> LazyTensor:
         """A row-major little-endian array inside a file, at any byte offset. The file must be long enough."""
-        needed = offset + prod(shape) * itemsize(dtype)
-        if (found := path.stat().st_size) < needed:
-            raise DamagedInput(f"{path.name} is truncated: {found} bytes, {needed} needed; copy the checkpoint again")
-        return Stored(self, path, offset, shape, tuple((0, size) for size in shape), dtype)
+        return stored(self.store(path), offset=offset, shape=shape, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class MappedFile:
+    """A whole file as a Store."""
+
+    files: Files
+    path: Path
+    size: int
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def view(self, start: int, stop: int) -> Buffer:
+        return memoryview(self.files.bytes(self.path))[start:stop]
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A box of a contiguous array in a file."""
+    """A box of a contiguous row-major array in a store."""
 
-    files: Files
-    path: Path
+    store: Store
     offset: int
     stored_shape: tuple[int, ...]
     spans: tuple[Span, ...]
@@ -96,9 +126,22 @@ class Stored:
     def fill(self, out: Words) -> None:
         if not out.size:
             return
-        # The array may start at any byte, so numpy is given an unaligned view and copies it as bytes.
-        whole: Words = np.ndarray(self.stored_shape, words(self.dtype), self.files.bytes(self.path), self.offset)
-        np.copyto(out, whole[tuple(slice(start, stop) for start, stop in self.spans)])
+        strides = [itemsize(self.dtype)]
+        for size in reversed(self.stored_shape[1:]):
+            strides.insert(0, strides[0] * size)
+        # From the first element of the box to the last; it may start at any byte, numpy copes with unaligned views.
+        first = sum(start * stride for (start, _), stride in zip(self.spans, strides, strict=False))
+        last = sum((stop - 1) * stride for (_, stop), stride in zip(self.spans, strides, strict=False))
+        content = self.store.view(self.offset + first, self.offset + last + itemsize(self.dtype))
+        box: Words = np.ndarray(self.shape, words(self.dtype), content, strides=strides[: len(self.shape)])
+        np.copyto(out, box)
+
+
+def stored(store: Store, *, offset: int, shape: tuple[int, ...], dtype: str) -> LazyTensor:
+    """A whole array in a store. The store must be long enough."""
+    if store.size < (needed := offset + prod(shape) * itemsize(dtype)):
+        raise DamagedInput(f"{store.name} is truncated: {store.size} bytes, {needed} needed; copy the checkpoint again")
+    return Stored(store, offset, shape, tuple((0, size) for size in shape), dtype)
 
 
 @dataclass(frozen=True)

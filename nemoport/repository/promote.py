@@ -16,7 +16,7 @@ from typing import Any
 from nemoport import artifact
 from nemoport.errors import DamagedInput, PolicyError, UsageError
 from nemoport.repository import config
-from nemoport.repository.publish import served
+from nemoport.repository.publish import verify
 from nemoport.repository.storage import changing, move
 from nemoport.repository.versions import State, evidence_of, is_live, number_of, state
 
@@ -75,7 +75,7 @@ def _check_verdict(repository: Path, known: State, number: int, force: bool) -> 
     if verdict.get("passed") is not True and not force:
         raise PolicyError(f"{subject}: its validation did not pass ({evidence / artifact.REPORT}); run: {command}")
     try:
-        artifact.verify(known.model / directory, served(made))
+        verify(known.model / directory, evidence, made)
     except DamagedInput as error:
         what = str(error).partition(";")[0]
         raise PolicyError(

@@ -47,6 +47,7 @@ def publish(directory: Path, repository: Path, name: str, *, max_batch_size: int
     with changing(repository, name) as scratch:
         known = _state(repository, name)
         if known and (version := _published_as(artifact.identity(directory), repository, known)) is not None:
+            _carry_verdict(directory, evidence_of(repository, name) / str(version))
             return _published(repository, known, version, already=True)
         if known:
             _check_config(known, wanted, max_batch_size)
@@ -62,6 +63,13 @@ def publish(directory: Path, repository: Path, name: str, *, max_batch_size: int
             artifact.write_atomically(scratch / "model" / config.FILE, text.encode())
             appear(scratch / "model", staging_area(repository) / name, scratch / "evidence", evidence)
         return _published(repository, state(repository, name), version, already=False)
+
+
+def verify(files: Path, evidence: Path, made: Artifact) -> None:
+    """Compare a published version, its directory and its evidence, with its manifest."""
+    known = tuple(file for file in made.files if file.path in EVIDENCE)
+    artifact.verify(evidence, replace(made, files=known))
+    artifact.verify(files, served(made), evidence / artifact.LEDGER)
 
 
 def served(made: Artifact) -> Artifact:
@@ -82,6 +90,12 @@ def _published_as(identity: str, repository: Path, known: State) -> int | None:
         if (evidence / artifact.MANIFEST).is_file() and artifact.identity(evidence) == identity:
             return version
     return None
+
+
+def _carry_verdict(directory: Path, evidence: Path) -> None:
+    """The artifact may have been validated after it was published; these are the same bytes."""
+    if (directory / artifact.REPORT).is_file() and not (evidence / artifact.REPORT).is_file():
+        artifact.write_atomically(evidence / artifact.REPORT, (directory / artifact.REPORT).read_bytes())
 
 
 def _published(repository: Path, known: State, version: int, *, already: bool) -> Published:

@@ -5,22 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nemoport import reference
+from nemoport.errors import UnsupportedInput
 from nemoport.exporters import source
+from nemoport.reference import rank_files
 from nemoport.runner.client import Client
 from nemoport.runner.model import LoadOptions, load_version
 from nemoport.runner.serve import serving
 from nemoport.runner.server import Server
+from nemoport.validation import weights
 from nemoport.validation.measures import Logits
-from nemoport.validation.prompts import Prompt
+from nemoport.validation.prompts import Prompt, windows
 from nemoport.validation.subject import Subject, in_repository
+from nemoport.validation.weights import Share
+
+if TYPE_CHECKING:
+    from nemoport.reference.decoder import Runs
 
 Array = NDArray[Any]
+
+KEEP = 1 << 30
+"""Bytes of weights that the reference keeps between prompts."""
+ANY = 1 << 40
+"""A limit that nothing reaches: rows of a batch, bytes of a request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +41,13 @@ class Execution:
 
     by: str
     """Who executes it, for the report."""
+    holds: tuple[Share, ...]
     logits: Callable[[Prompt], Logits]
     """[batch, length, vocabulary]; at padding, anything."""
     decode: Callable[[Prompt, int], Logits] | None = None
-    """The same for a prompt without padding, with its last `steps` tokens fed one at a time through the cache."""
+    """The same, with the last `steps` tokens fed one at a time through the cache."""
+    batch: int = ANY
+    """Rows that it takes at once."""
     computes_in: str = "float32"
     notes: tuple[str, ...] = ()
 
@@ -40,18 +55,26 @@ class Execution:
 @contextmanager
 def huggingface(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
     model = source.model(subject.files)
+    runs = reference.load(model.spec, model.tensors, keep=KEEP)
     yield Execution(
         by="the reference, from config.json and safetensors",
-        logits=lambda prompt: reference.logits(model.spec, model.tensors, prompt.tokens, mask=prompt.mask),
+        holds=weights.of_model(model),
+        logits=lambda prompt: ask(runs, prompt),
     )
 
 
 @contextmanager
 def ranks(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
-    world = subject.artifact.plan.world
+    world, window = subject.artifact.plan.world, _window(subject)
+    runs = reference.load_ranks(subject.files, max_attention_window=window, keep=KEEP)
+    told = (
+        f"max_attention_window={window} is not in the files: TensorRT-LLM must be given it at run time, as it was here"
+    )
     yield Execution(
         by=f"the reference, simulating {world} ranks from config.json and rank files",
-        logits=lambda prompt: reference.rank_logits(subject.files, prompt.tokens, mask=prompt.mask),
+        holds=weights.of_ranks(rank_files.read(subject.files)),
+        logits=lambda prompt: ask(runs, prompt),
+        notes=(told,) if window is not None else (),
     )
 
 
@@ -62,12 +85,15 @@ def served_graph(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
         loaded = load_version(model, version, options)
         server = Server()
         server.adopt(loaded)
-        with serving(server) as address, Client(address) as client:
+        with serving(server, http_max_input_size=ANY) as address, Client(address) as client:
             decoder = GraphDecoder(client, loaded.name, subject)
+            place = "the CPU" if loaded.placement.gpu is None else f"GPU {loaded.placement.gpu}"
             yield Execution(
-                by=f"the runner over HTTP, on {'the CPU' if loaded.placement.gpu is None else f'GPU {loaded.placement.gpu}'}",
+                by=f"the runner over HTTP, on {place}",
+                holds=weights.of_graph(model / version / loaded.config.default_model_filename, subject.artifact.spec),
                 logits=decoder.logits,
                 decode=decoder.decode,
+                batch=loaded.config.max_batch_size or ANY,
                 computes_in=subject.artifact.dtype,
                 notes=loaded.notes,
             )
@@ -80,6 +106,19 @@ EXECUTIONS: dict[str, Callable[[Subject, LoadOptions], AbstractContextManager[Ex
 }
 
 
+def ask(model: Runs, prompt: Prompt) -> Logits:
+    """The reference's answer, at the prompt's own positions."""
+    import torch
+
+    from nemoport.reference.steps import PADDING, Places
+
+    seen = np.where(prompt.real, prompt.positions, PADDING)
+    tokens, queries, keys = (torch.tensor(x, device=model.device) for x in (prompt.tokens, prompt.positions, seen))
+    with torch.inference_mode():
+        answer: Logits = model.logits(model.hidden(tokens, Places(queries, keys), None)).cpu().numpy()
+    return answer
+
+
 @dataclass(frozen=True)
 class GraphDecoder:
     """A decoder graph behind the protocol: prefill, and steps through its cache."""
@@ -89,24 +128,25 @@ class GraphDecoder:
     subject: Subject
 
     def logits(self, prompt: Prompt) -> Logits:
-        return self._step(prompt.tokens, prompt.mask, self._empty_cache(len(prompt.tokens)))[0]
+        return self._step(prompt, 0, prompt.tokens.shape[1], self._empty_cache(len(prompt.tokens)))[0]
 
     def decode(self, prompt: Prompt, steps: int) -> Logits:
         """The prefix at once, then one token at a time."""
-        start = prompt.tokens.shape[1] - steps
-        logits, cache = self._step(
-            prompt.tokens[:, :start], prompt.mask[:, :start], self._empty_cache(len(prompt.tokens))
-        )
-        collected = [logits]
-        for position in range(start, prompt.tokens.shape[1]):
-            token = prompt.tokens[:, position : position + 1]
-            logits, cache = self._step(token, prompt.mask[:, : position + 1], cache)
+        length = prompt.tokens.shape[1]
+        start, cache, collected = 0, self._empty_cache(len(prompt.tokens)), []
+        for stop in range(length - steps, length + 1):
+            logits, cache = self._step(prompt, start, stop, cache)
             collected.append(logits)
+            start = stop
         return np.concatenate(collected, axis=1)
 
-    def _step(self, tokens: Array, mask: Array, cache: dict[str, Array]) -> tuple[Logits, dict[str, Array]]:
-        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -tokens.shape[1] :]
-        inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, **cache}
+    def _step(self, prompt: Prompt, start: int, stop: int, cache: dict[str, Array]) -> tuple[Logits, dict[str, Array]]:
+        inputs = {
+            "input_ids": prompt.tokens[:, start:stop],
+            "attention_mask": prompt.mask[:, :stop],
+            "position_ids": prompt.positions[:, start:stop],
+            **cache,
+        }
         outputs = self.client.infer(self.model, inputs)
         past = {f"past_key_values{name.removeprefix('present')}": each for name, each in outputs.items() if "." in name}
         return outputs["logits"].astype(np.float32), past
@@ -120,3 +160,11 @@ class GraphDecoder:
             for each in signature.inputs
             if each.name.startswith("past_key_values.")
         }
+
+
+def _window(subject: Subject) -> int | None:
+    """What TensorRT-LLM has to be told: one number, which it takes for every layer."""
+    found = windows(subject.artifact.spec)
+    if len({block.mixer.window for block in subject.artifact.spec.blocks}) > 1:
+        raise UnsupportedInput(f"{subject.name} has layers with and without a window; one for all is validated")
+    return found[0] if found else None

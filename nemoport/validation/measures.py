@@ -35,9 +35,7 @@ class Distance:
         return bool(np.isfinite([self.relative, self.worst, self.kl_mean]).all())
 
 
-NOWHERE = Distance(
-    relative=np.inf, worst=np.inf, max_abs=np.inf, cosine=-1.0, kl_mean=np.inf, kl_max=np.inf, top1=0.0
-)
+NOWHERE = Distance(relative=np.inf, worst=np.inf, max_abs=np.inf, cosine=-1.0, kl_mean=np.inf, kl_max=np.inf, top1=0.0)
 """Of answers that cannot be compared: another shape, none at all, or numbers that are no numbers."""
 
 

@@ -3,7 +3,7 @@ positions spread over all that the model knows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ FAR = 24
 Array = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
     name: str
     tokens: Array
@@ -35,7 +35,8 @@ class Prompt:
     @property
     def turned(self) -> Prompt:
         """The same rows, last first."""
-        return replace(self, tokens=self.tokens[::-1], mask=self.mask[::-1], positions=self.positions[::-1])
+        tokens, mask, positions = (np.flip(x, axis=0).copy() for x in (self.tokens, self.mask, self.positions))
+        return Prompt(self.name, tokens, mask, positions)
 
 
 def prompts(spec: ModelSpec, batch: int) -> tuple[Prompt, ...]:

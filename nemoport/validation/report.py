@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ class Check:
     found: str
     needed: str
     distance: Distance | None = None
+    used: float | None = None
+    """The share of its bound that the distance used up: how near it came to failing, or how far beyond it went."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,4 +49,4 @@ def _finite(value: Any) -> Any:
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
-    return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

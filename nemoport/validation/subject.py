@@ -12,8 +12,7 @@ from typing import Any
 
 from nemoport.artifact import MANIFEST, ORIGIN, Artifact, read_manifest
 from nemoport.errors import DamagedInput, UsageError
-from nemoport.repository import config
-from nemoport.repository.publish import served
+from nemoport.repository import config, publish
 from nemoport.repository.versions import locate
 
 
@@ -23,7 +22,6 @@ class Subject:
     files: Path
     """What the runtime loads."""
     artifact: Artifact
-    """Its manifest, of the files that lie in `files`."""
     evidence: Path
     """Where manifest and verdict lie; the artifact itself, or the version's directory beside the repository."""
     model: Path | None = None
@@ -31,7 +29,9 @@ class Subject:
 
 
 def of_artifact(directory: Path) -> Subject:
-    return Subject(name=directory.name, files=directory, artifact=read_manifest(directory), evidence=directory)
+    return Subject(
+        name=directory.resolve().name, files=directory, artifact=read_manifest(directory), evidence=directory
+    )
 
 
 def of_repository(repository: Path, model: str, version: str | None) -> Subject:
@@ -39,10 +39,15 @@ def of_repository(repository: Path, model: str, version: str | None) -> Subject:
     return Subject(
         name=f"{model} {found.directory}",
         files=found.model / found.directory,
-        artifact=served(read_manifest(found.evidence)),
+        artifact=read_manifest(found.evidence),
         evidence=found.evidence,
         model=found.model,
     )
+
+
+def verify(subject: Subject) -> None:
+    """Compare its files, and the ledger among its evidence, with the manifest."""
+    publish.verify(subject.files, subject.evidence, subject.artifact)
 
 
 def origin(subject: Subject) -> tuple[Path, Mapping[str, Any] | None]:

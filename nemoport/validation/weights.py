@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, load_model
 
-from nemoport.errors import DamagedInput
 from nemoport.exporters.checkpoint import Model
 from nemoport.exporters.dtypes import DTYPES, words
 from nemoport.exporters.tensor import Files, LazyTensor, cast, cut, read
@@ -26,7 +25,7 @@ _BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
-class Held:
+class Share:
     """A canonical tensor, or one rank's share of it, in an artifact."""
 
     name: str
@@ -39,24 +38,22 @@ class Held:
     shares: int = 1
 
 
-def of_model(model: Model) -> tuple[Held, ...]:
-    return tuple(Held(name, tensor) for name, tensor in model.tensors.items())
+def of_model(model: Model) -> tuple[Share, ...]:
+    return tuple(Share(name, tensor) for name, tensor in model.tensors.items())
 
 
-def of_ranks(ranked: rank_files.Ranked) -> tuple[Held, ...]:
+def of_ranks(ranked: rank_files.Ranked) -> tuple[Share, ...]:
     """Layers are renumbered from 0 in every stage."""
     layers, held = len(ranked.spec.blocks) // ranked.plan.pp, []
     for rank, local in enumerate(ranked.ranks):
         stage, position = divmod(rank, ranked.plan.tp)
         for name, tensor in local.items():
-            match name.split(".", 2):
-                case ["layers", index, rest]:
-                    name = f"layers.{int(index) + stage * layers}.{rest}"  # noqa: PLW2901
-            held.append(Held(name, tensor, f"rank{rank}.safetensors", position, ranked.plan.tp))
+            whole = _renumbered(name, stage * layers)
+            held.append(Share(whole, tensor, f"rank{rank}.safetensors", position, ranked.plan.tp))
     return tuple(held)
 
 
-def of_graph(path: Path, spec: ModelSpec) -> tuple[Held, ...]:
+def of_graph(path: Path, spec: ModelSpec) -> tuple[Share, ...]:
     """The initializers that bear a canonical name; they lie outside of the graph."""
     graph, files, held = load_model(path, load_external_data=False).graph, Files(), []
     named, by_number = tensors(spec), {dtype.onnx: dtype.name for dtype in DTYPES.values()}
@@ -65,48 +62,55 @@ def of_graph(path: Path, spec: ModelSpec) -> tuple[Held, ...]:
             place = {entry.key: entry.value for entry in weight.external_data}
             data, offset = path.with_name(place["location"]), int(place.get("offset", 0))
             dtype = by_number[weight.data_type]
-            held.append(Held(weight.name, files.array(data, offset=offset, shape=tuple(weight.dims), dtype=dtype)))
+            held.append(Share(weight.name, files.array(data, offset=offset, shape=tuple(weight.dims), dtype=dtype)))
     return tuple(held)
 
 
-def differences(model: Model, held: Sequence[Held]) -> tuple[str, ...]:
+def differences(model: Model, held: Sequence[Share]) -> tuple[str, ...]:
     """In words, one for each tensor that is missing, or is not the source's in the dtype it is held in."""
     found = {each.name for each in held}
     missing = [f"{name} is missing" for name in tensors(model.spec) if name not in found]
     return (*missing, *(text for each in held if (text := _difference(each, model.tensors))))
 
 
-def dtypes(held: Sequence[Held]) -> dict[str, str]:
+def dtypes(held: Sequence[Share]) -> dict[str, str]:
     """In which dtype each tensor of the model is held."""
     return {each.name: each.tensor.dtype for each in held}
 
 
-def _difference(held: Held, source: Mapping[str, LazyTensor]) -> str:
-    name = "embed.weight" if held.name == "head.weight" and held.name not in source else held.name  # tied
-    where = f"{held.name} in {held.place}" if held.place else held.name
+def _renumbered(name: str, first: int) -> str:
+    match name.split(".", 2):
+        case ["layers", index, rest]:
+            return f"layers.{int(index) + first}.{rest}"
+        case _:
+            return name
+
+
+def _difference(share: Share, source: Mapping[str, LazyTensor]) -> str:
+    name = "embed.weight" if share.name == "head.weight" and share.name not in source else share.name  # tied
+    where = f"{share.name} in {share.place}" if share.place else share.name
     if name not in source:
         return f"{where} is no tensor of the source"
-    try:
-        wanted = _share(source[name], held)
-    except ValueError:
-        return f"{where} is {list(held.tensor.shape)}, a share of {list(source[name].shape)} needed"
-    count, size = _count(held.tensor, cast(wanted, held.tensor.dtype)), prod(wanted.shape)
+    if (wanted := _run(source[name], share)) is None:
+        return f"{where} is {list(share.tensor.shape)}, a share of {list(source[name].shape)} needed"
+    count, size = _count(share.tensor, cast(wanted, share.tensor.dtype)), prod(wanted.shape)
     return f"{where} differs in {count} of {size} elements" if count else ""
 
 
-def _share(whole: LazyTensor, held: Held) -> LazyTensor:
+def _run(whole: LazyTensor, share: Share) -> LazyTensor | None:
     """What a rank must hold of a tensor: one of equal runs along the axis that was cut. Where there are fewer runs
-    than ranks (KV heads) each serves several; where they do not divide (vocabulary) the last ones are padded."""
-    shape, padded = held.tensor.shape, held.name == "head.weight"
+    than ranks (KV heads) each serves several; where they do not divide (vocabulary) the last ones are padded.
+    None for a shape that is no such run."""
+    shape, padded = share.tensor.shape, share.name == "head.weight"
     cuts = [axis for axis, size in enumerate(whole.shape) if axis < len(shape) and shape[axis] != size]
-    if len(shape) != len(whole.shape) or len(cuts) > 1 or (cuts and held.shares == 1):
-        raise ValueError
+    if len(shape) != len(whole.shape) or len(cuts) > 1 or (cuts and share.shares == 1):
+        return None
     for axis in cuts:
         rows, every = shape[axis], whole.shape[axis]
-        runs = held.shares if padded else every // rows
-        if not padded and (every % rows or held.shares % runs):
-            raise ValueError
-        start = min(held.position * runs // held.shares * rows, every)
+        runs = share.shares if padded else every // rows if rows else 0
+        if not padded and (not runs or every % rows or share.shares % runs):
+            return None
+        start = min(share.position * runs // share.shares * rows, every)
         return cut(whole, axis, start, min(start + rows, every))
     return whole
 
@@ -119,8 +123,3 @@ def _count(found: LazyTensor, wanted: LazyTensor) -> int:
         ours, theirs = (read(cut(each, 0, start, stop)).view(words(found.dtype)) for each in (found, wanted))
         count += int(np.count_nonzero(ours != theirs))
     return count
-
-
-def check_readable(held: Sequence[Held]) -> None:
-    if not held:
-        raise DamagedInput("the artifact holds no weight under a name of the model; convert again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from nemoport import artifact
 from nemoport.artifact import Artifact, Signature, Tensor
 from nemoport.repository import config
 from nemoport.repository.promote import promote
-from nemoport.repository.publish import publish, served
+from nemoport.repository.publish import publish, verify
 from nemoport.repository.versions import evidence_of, models, state
 from nemoport.spec import Attention, Block, Dense, LanguageModel, ModelSpec, Norm, Plan
 
@@ -31,17 +32,20 @@ SIGNATURE = Signature(inputs=(IDS,), outputs=(LOGITS,))
 
 
 def make_artifact(directory: Path, seed: int = 1, signature: Signature = SIGNATURE, kind: str = "onnx") -> Path:
-    """logits = seed * ids * [1 2 3 4 5], with the weights as external data beside the graph."""
+    """logits = seed * ids * [1 2 3 4 5], with the weights as external data beside the graph and its
+    digest in the ledger."""
     directory.mkdir(parents=True)
     _write_graph(directory, seed)
-    (directory / artifact.LEDGER).write_text(f'{{"name": "weights", "seed": {seed}}}\n')
-    names = ("model.onnx", "model.onnx.data", artifact.LEDGER)
+    weights = directory / "model.onnx.data"
+    row = {"target": "weights", "file": weights.name, "offset": 0, "bytes": weights.stat().st_size}
+    (directory / artifact.LEDGER).write_text(json.dumps(row | {"blake3": artifact.digest(weights)}) + "\n")
+    whole = tuple(artifact.describe(directory / name, directory) for name in ("model.onnx", artifact.LEDGER))
     made = Artifact(
         kind=kind,
         spec=SPEC,
         plan=Plan(),
         dtype="float32",
-        files=tuple(artifact.describe(directory / name, directory) for name in names),
+        files=(*whole, artifact.File(weights.name, weights.stat().st_size, None)),
         loads=("ONNX Runtime 1.22",),
         source={"format": "by hand"},
         signature=signature,
@@ -70,8 +74,8 @@ def check_loadable(repository: Path) -> None:
         found = config.parse((model / config.FILE).read_text(), str(model))
         assert found.versions, f"{model} serves nothing"
         for version in found.versions:
-            made = artifact.read_manifest(evidence_of(repository, model.name) / str(version))
-            artifact.verify(model / str(version), served(made))
+            evidence = evidence_of(repository, model.name) / str(version)
+            verify(model / str(version), evidence, artifact.read_manifest(evidence))
     for name in models(repository):
         state(repository, name)
 

@@ -83,9 +83,19 @@ def test_files_that_changed_since_they_were_published_are_refused(
     write_verdict(published.evidence)
     weights = published.path / "model.onnx.data"
     weights.write_bytes(weights.read_bytes()[::-1])
-    with pytest.raises(PolicyError, match=r"model.onnx.data differs from its digest \(1 of 2 files\)"):
+    with pytest.raises(PolicyError, match=r"weights in model.onnx.data differs from its digest \(1 of 2"):
         promote(repository, "m", force=force)
     assert list(repository.iterdir()) == []
+
+
+def test_a_ledger_that_changed_since_it_was_published_is_refused(tmp_path: Path, repository: Path) -> None:
+    published = publish(make_artifact(tmp_path / "a"), repository, "m")
+    write_verdict(published.evidence)
+    other = make_artifact(tmp_path / "b", seed=2)
+    for place, name in ((published.path, "model.onnx.data"), (published.evidence, artifact.LEDGER)):
+        (place / name).write_bytes((other / name).read_bytes())
+    with pytest.raises(PolicyError, match=r"ledger.jsonl differs from its digest"):
+        promote(repository, "m")
 
 
 def test_a_config_that_cannot_serve_the_version_is_refused(tmp_path: Path, repository: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_verdict_and_golden_outputs_come_along(tmp_path: Path, repository: Pat
 def test_an_artifact_that_differs_from_its_manifest_leaves_nothing(tmp_path: Path, repository: Path) -> None:
     made = make_artifact(tmp_path / "a")
     (made / "model.onnx.data").write_bytes(b"x" * (made / "model.onnx.data").stat().st_size)
-    with pytest.raises(DamagedInput, match=r"model.onnx.data differs from its digest"):
+    with pytest.raises(DamagedInput, match=r"weights in model.onnx.data differs from its digest"):
         publish(made, repository, "m")
     assert tree(repository) == {}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def read(files: Files, path: Path) -> dict[str, LazyTensor]:
     """Every tensor of one file, unread."""
     header, start = _header(path)
     size = path.stat().st_size
-    tensors = {}
+    tensors, spans = {}, []
     for name, entry in header.items():
         if name == "__metadata__":
             continue
@@ -49,6 +50,9 @@ def read(files: Files, path: Path) -> dict[str, LazyTensor]:
                 f"{path.name} is truncated: {size} bytes, {start + end} needed; copy the checkpoint again"
             )
         tensors[name] = files.array(path, offset=start + begin, shape=shape, dtype=dtype)
+        spans.append((begin, end))
+    if any(stop > begin for (_, stop), (begin, _) in pairwise(sorted(spans))):
+        raise DamagedInput(f"{path.name}: tensors overlap by the header's offsets; copy the checkpoint again")
     return tensors
 
 

@@ -10,21 +10,32 @@ from typing import Any
 import yaml
 
 from nemoport.errors import DamagedInput, UnsupportedInput
+from nemoport.exporters.formats.tree import content
+from nemoport.exporters.tensor import Store
 
-LARGEST = 64 * 2**20
-"""Bytes of the largest configuration file read."""
+LARGEST = 256 * 2**20
+"""Bytes of the largest configuration or tokenizer file read."""
 
 
 def mapping(path: Path) -> dict[str, Any]:
     """The mapping in a `.json`, `.yaml` or `.yml` file."""
     if (size := path.stat().st_size) > LARGEST:
         raise DamagedInput(f"{path.name} has {size} bytes, a configuration has at most {LARGEST}")
-    text = path.read_bytes()
+    return _mapping(path.read_bytes(), path.name)
+
+
+def stored_mapping(store: Store) -> dict[str, Any]:
+    """The same of a file in a tree."""
+    return _mapping(content(store, LARGEST), store.name)
+
+
+def _mapping(text: bytes, name: str) -> dict[str, Any]:
+    kind = "JSON" if name.endswith(".json") else "YAML"
     try:
-        data = json.loads(text) if path.suffix == ".json" else yaml.load(text, yaml.CSafeLoader)
+        data = json.loads(text) if kind == "JSON" else yaml.load(text, yaml.CSafeLoader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise DamagedInput(f"{path.name} is not readable as {path.suffix[1:].upper()} ({reason})") from error
+        raise DamagedInput(f"{name} is not readable as {kind} ({reason})") from error
     if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
-        raise UnsupportedInput(f"{path.name} holds a {type(data).__name__}, a mapping of names is needed")
+        raise UnsupportedInput(f"{name} holds a {type(data).__name__}, a mapping of names is needed")
     return dict(data)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from nemoport.errors import DamagedInput
-from nemoport.exporters.formats.structured import mapping
+from nemoport.exporters.formats.structured import LARGEST, stored_mapping
+from nemoport.exporters.formats.tree import Tree, content
 
 FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
@@ -16,38 +16,41 @@ FILES = (
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
-def find(*candidates: Path) -> Path | None:
+def find(*candidates: Tree) -> Tree | None:
     """The first directory that holds a tokenizer."""
-    return next((path for path in candidates if any((path / name).is_file() for name in _VOCABULARIES)), None)
+    return next((tree for tree in candidates if any(tree.file(name) for name in _VOCABULARIES)), None)
 
 
-def files(directory: Path) -> dict[str, bytes]:
-    return {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+def files(tree: Tree) -> dict[str, bytes]:
+    found = {name: tree.file(name) for name in FILES}
+    return {name: content(store, LARGEST) for name, store in found.items() if store}
 
 
-def ids(directory: Path) -> dict[str, int]:
+def ids(tree: Tree) -> dict[str, int]:
     """Token -> id as `tokenizer.json` or `vocab.json` lists them; empty where neither is there."""
-    if (directory / "tokenizer.json").is_file():
-        data = mapping(directory / "tokenizer.json")
-        return _listed(data.get("model", {}).get("vocab", {})) | _added(data.get("added_tokens") or ())
-    if (directory / "vocab.json").is_file():
-        return _listed(mapping(directory / "vocab.json"))
+    if store := tree.file("tokenizer.json"):
+        data = stored_mapping(store)
+        model = data.get("model")
+        vocabulary = model.get("vocab", {}) if isinstance(model, dict) else {}
+        return _listed(vocabulary) | _added(data.get("added_tokens") or ())
+    if store := tree.file("vocab.json"):
+        return _listed(stored_mapping(store))
     return {}
 
 
-def size(directory: Path) -> int | None:
+def size(tree: Tree) -> int | None:
     """One more than the largest id, or None where the files do not say."""
-    known = ids(directory)
+    known = ids(tree)
     return max(known.values()) + 1 if known else None
 
 
-def special_ids(directory: Path) -> dict[str, int]:
+def special_ids(tree: Tree) -> dict[str, int]:
     """`bos_token_id`, `eos_token_id` and `pad_token_id`, as far as the files name them."""
     named: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (directory / name).is_file():
-            named |= mapping(directory / name)
-    known = ids(directory)
+        if store := tree.file(name):
+            named |= stored_mapping(store)
+    known = ids(tree)
     found = {}
     for role in ("bos_token", "eos_token", "pad_token"):
         token = named.get(role)

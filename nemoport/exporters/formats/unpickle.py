@@ -110,6 +110,9 @@ _RECORDS = {
     "megatron.core.dist_checkpointing.strategies.torch": {"MCoreSavePlan", "MCoreMetadata"},
     "argparse": {"Namespace"},
     "types": {"SimpleNamespace"},
+    # StorageMeta's checkpoint_id, where the writer was given a Path; Python 3.13 names the inner module.
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
 }
 _ENUMS = {
     "torch.distributed.checkpoint.metadata": {"_MEM_FORMAT_ENCODING"},

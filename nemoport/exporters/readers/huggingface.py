@@ -10,6 +10,7 @@ from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.exporters.checkpoint import Checkpoint
 from nemoport.exporters.formats import safetensors, tokenizer
 from nemoport.exporters.formats.structured import mapping
+from nemoport.exporters.formats.tree import Directory
 from nemoport.exporters.tensor import Files, LazyTensor
 
 WRAPS: tuple[str, ...] = ()
@@ -36,7 +37,7 @@ def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
         config=words,
         tensors={name: tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)},
         skipped={name: "rotary frequencies" for name in stored if name.endswith(_BUFFERS)},
-        tokenizer=tokenizer.find(path),
+        tokenizer=tokenizer.find(Directory(path)),
     )
 
 

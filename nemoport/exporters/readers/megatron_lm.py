@@ -9,6 +9,7 @@ from typing import Any
 from nemoport.errors import DamagedInput
 from nemoport.exporters.checkpoint import Checkpoint
 from nemoport.exporters.formats import megatron, torch_dist, torch_zip
+from nemoport.exporters.formats.tree import Directory
 from nemoport.exporters.readers.torch_dist import checkpoint
 
 WRAPS = ("torch_dist",)
@@ -17,13 +18,16 @@ _COMMON = "common.pt"
 
 def recognises(path: Path) -> bool:
     directory = torch_dist.locate(path)
-    return directory is not None and torch_zip.mentions(directory / _COMMON, b"argparse")
+    common = Directory(directory).file(_COMMON) if directory else None
+    return common is not None and torch_zip.mentions(common, b"argparse")
 
 
 def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
     directory = torch_dist.locate(path)
     assert directory is not None
-    common = torch_zip.load(directory / _COMMON)
+    stored = Directory(directory).file(_COMMON)
+    assert stored is not None
+    common = torch_zip.load(stored)
     arguments = common.get("args") if isinstance(common, dict) else None
     if not isinstance(arguments, dict):
         raise DamagedInput(f"{directory / _COMMON} holds no args; give the architecture with --config FILE")

@@ -10,6 +10,7 @@ from nemoport.errors import DamagedInput
 from nemoport.exporters.checkpoint import Checkpoint
 from nemoport.exporters.formats import fiddle, megatron, torch_dist
 from nemoport.exporters.formats.structured import mapping
+from nemoport.exporters.formats.tree import Directory
 from nemoport.exporters.readers.torch_dist import checkpoint
 
 WRAPS = ("torch_dist", "megatron_lm")
@@ -27,7 +28,7 @@ def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
     assert context is not None
     words = megatron.words_of_config(_config(context)) | dict(config or {})
     # The tokenizer lies in a directory named after the one it was copied from.
-    tokenizers = tuple(sorted(entry for entry in context.iterdir() if entry.is_dir()))
+    tokenizers = tuple(Directory(entry) for entry in sorted(context.iterdir()) if entry.is_dir())
     return checkpoint(path, directory, format_name="nemo2", writer="NeMo 2.0", config=words, tokenizers=tokenizers)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from nemoport.exporters.checkpoint import Checkpoint
 from nemoport.exporters.formats import megatron, tokenizer, torch_dist
+from nemoport.exporters.formats.tree import Directory, Tree
 
 WRAPS: tuple[str, ...] = ()
 
@@ -29,10 +30,10 @@ def checkpoint(
     format_name: str,
     writer: str,
     config: Mapping[str, Any],
-    tokenizers: tuple[Path, ...] = (),
+    tokenizers: tuple[Tree, ...] = (),
 ) -> Checkpoint:
     """The checkpoint whose weights lie in `directory`, for this reader and for those that wrap it."""
-    contents = torch_dist.read(directory)
+    contents = torch_dist.read(Directory(directory))
     tensors, skipped = megatron.weights(contents.tensors, contents.objects)
     return Checkpoint(
         path=path,
@@ -42,6 +43,6 @@ def checkpoint(
         config=config,
         tensors=tensors,
         skipped=skipped,
-        tokenizer=tokenizer.find(*tokenizers, directory / "tokenizer", path / "tokenizer"),
+        tokenizer=tokenizer.find(*tokenizers, Directory(directory / "tokenizer"), Directory(path / "tokenizer")),
         trained=megatron.trained(config),
     )

@@ -1,0 +1,121 @@
+"""The checks and their gates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from nemoport.errors import CheckFailed, InputError
+from nemoport.exporters.checkpoint import Model
+from nemoport.spec import ModelSpec, tensors
+from nemoport.validation.executions import Execution
+from nemoport.validation.measures import NOWHERE, Distance, Logits, distance
+from nemoport.validation.prompts import Prompt
+from nemoport.validation.report import Check
+from nemoport.validation.weights import differences
+
+STEPS = 6
+"""Tokens fed one at a time, after the others at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Upper bounds of a distance."""
+
+    relative: float
+    worst: float
+    kl_mean: float
+
+    def used(self, found: Distance) -> float:
+        """The largest share of a bound that was used up; over 1, the gate is shut."""
+        if not found.finite:
+            return float("inf")
+        return max(found.relative / self.relative, found.worst / self.worst, found.kl_mean / self.kl_mean)
+
+
+FLOAT32 = Gate(relative=1e-5, worst=2e-5, kl_mean=1e-7)
+"""float32 against float32: what another order of summation may make of it."""
+OVER_FLOOR = Gate(relative=1.5, worst=2.0, kl_mean=2.0)
+"""In 16 bits, no worse than this many times what the source itself loses in that dtype (an absolute bound would judge
+the dtype and not the export), and no better than float32 can be."""
+TOO_NOISY = 0.2
+"""A relative noise floor that no longer tells a right model from a wrong one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What the source answers to a prompt, and what it loses when computed in the artifact's dtype (None: float32)."""
+
+    logits: Logits
+    floor: Distance | None = None
+
+    @property
+    def gate(self) -> Gate:
+        if self.floor is None:
+            return FLOAT32
+        return Gate(
+            relative=max(FLOAT32.relative, OVER_FLOOR.relative * self.floor.relative),
+            worst=max(FLOAT32.worst, OVER_FLOOR.worst * self.floor.worst),
+            kl_mean=max(FLOAT32.kl_mean, OVER_FLOOR.kl_mean * self.floor.kl_mean),
+        )
+
+
+def same_model(spec: ModelSpec, source: ModelSpec) -> Check:
+    """Whether the two can be compared at all."""
+    ours, theirs = tensors(spec), tensors(source)
+    differ = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
+    found = f"{len(ours)} tensors"
+    if differ:
+        name = differ[0]
+        here, there = (f"{list(each[name].shape)}" if name in each else "none" for each in (ours, theirs))
+        found = f"{name} is {here}, in the source {there} ({len(differ)} such tensors)"
+    return Check(name="model of the source", passed=not differ, found=found, needed="the same tensors, shapes")
+
+
+def weights(model: Model, execution: Execution) -> Check:
+    wrong, held = differences(model, execution.holds), len(execution.holds)
+    found = f"{wrong[0]} ({len(wrong)} such tensors)" if wrong else f"{held} tensors equal"
+    return Check(name="weights of the source", passed=not wrong, found=found, needed="every bit, in the dtype held")
+
+
+def answers(execution: Execution, expected: Mapping[Prompt, Expected]) -> Iterator[Check]:
+    """Every prompt, asked in several ways. The first request that is refused ends it."""
+    try:
+        for prompt, wanted in expected.items():
+            yield from _answers(execution, prompt, wanted)
+    except (CheckFailed, InputError) as error:
+        yield Check(name="every prompt is answered", passed=False, found=str(error), needed="logits")
+
+
+def _answers(execution: Execution, prompt: Prompt, wanted: Expected) -> Iterator[Check]:
+    if wanted.floor and not wanted.floor.relative <= TOO_NOISY:
+        yield Check(
+            name=f"the source itself in {execution.computes_in}: {prompt.name}",
+            passed=False,
+            found=f"relative {wanted.floor.relative:.1e}; the model does not fit this dtype, convert with another",
+            needed=f"relative {TOO_NOISY}",
+            distance=wanted.floor,
+        )
+        return
+    answer = execution.logits(prompt)
+    yield _compared("logits of the source", prompt, answer, wanted.logits, wanted.gate)
+    if len(prompt.tokens) > 1:
+        turned = execution.logits(prompt.turned)[::-1]
+        yield _compared("rows in another order", prompt, turned, answer, wanted.gate)
+    if execution.decode and prompt.tokens.shape[1] > 1:
+        steps = min(STEPS, prompt.tokens.shape[1] - 1)
+        yield _compared("token by token", prompt, execution.decode(prompt, steps), answer, wanted.gate)
+
+
+def _compared(what: str, prompt: Prompt, found: Logits, wanted: Logits, gate: Gate) -> Check:
+    """Padding is not compared."""
+    apart = distance(found[prompt.real], wanted[prompt.real]) if found.shape == wanted.shape else NOWHERE
+    used = gate.used(apart)
+    return Check(
+        name=f"{what}: {prompt.name}",
+        passed=used <= 1,
+        found=f"relative {apart.relative:.1e}, worst {apart.worst:.1e}, KL {apart.kl_mean:.1e}, top-1 {apart.top1:.3f}",
+        needed=f"relative {gate.relative:.1e}, worst {gate.worst:.1e}, KL {gate.kl_mean:.1e}",
+        distance=apart,
+        used=used,
+    )
