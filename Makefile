@@ -16,7 +16,7 @@ ROUNDS ?= 50
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help venv demo test check lint types soak bench test-gpu clean
+.PHONY: help venv demo docs test check lint types soak bench test-gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -49,6 +49,9 @@ types: $(READY)  ## mypy, strict
 
 soak: $(READY)  ## The kill, fuzz and load loops of the tests, long: ROUNDS=50
 	NEMOPORT_SOAK_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -m soak --durations 5
+
+docs: $(READY)  ## The tables of the README, from the plug-ins
+	$(BIN)/python docs/generate.py
 
 bench: $(READY)  ## The measurements, as medians of interleaved runs
 	$(BIN)/python benchmarks/bench.py
