@@ -36,7 +36,7 @@ demo: $(READY)  ## Inspect, convert, publish, validate, promote, serve and ask a
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo/run.sh
 
 test: $(READY)  ## The tests, under 15 minutes on two cores
-	$(BIN)/python -m pytest -n 2 -m "not gpu" --durations 5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu" --durations 5
 
 check: lint types test  ## What CI runs: lint, types, tests
 
@@ -48,7 +48,7 @@ types: $(READY)  ## mypy, strict
 	$(BIN)/mypy
 
 soak: $(READY)  ## The kill, fuzz and load loops of the tests, long: ROUNDS=50
-	NEMOPORT_SOAK_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -m soak --durations 5
+	OMP_NUM_THREADS=1 NEMOPORT_SOAK_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -m soak --durations 5
 
 docs: $(READY)  ## The tables of the README, from the plug-ins
 	$(BIN)/python docs/generate.py

@@ -51,7 +51,7 @@ def main() -> None:
 
 def _conversions(base: Path) -> list[Row]:
     source, made = base / "source", base / "made"
-    convert = [NEMOPORT, "convert", str(source), "--config", str(source.with_suffix(".json")), "-o", str(made), "--json"]
+    convert = f"{NEMOPORT} convert {source} --config {source.with_suffix('.json')} -o {made} --json".split()
     copy = f"cp -r {source} {made}"
     return [
         Row("cp -r", ["sh", "-c", copy], made),

@@ -72,10 +72,12 @@ def table(found: Sequence[Mapping[str, Any]]) -> None:
 
 def report(found: Report) -> None:
     pairs([("subject", f"{found.subject} ({found.kind})"), ("executed by", found.executed_by)])
-    grid = Table("", "check", "found", "needed", box=None, header_style="bold", pad_edge=False)
+    grid = Table("", "check", "of its bound", "found", box=None, header_style="bold", pad_edge=False)
     for check in found.checks:
         mark = "[green]ok[/green]" if check.passed else "[red]FAILED[/red]"
-        grid.add_row(mark, escape(check.name), escape(check.found), escape(check.needed))
+        used = "" if check.used is None else f"{check.used:.0%}" if check.used < 100 else "beyond"
+        said = check.found if check.passed else f"{check.found}; needed: {check.needed}"
+        grid.add_row(mark, escape(check.name), used, escape(said))
     _out.print(grid)
     for note in found.notes:
         line(f"note: {note}")

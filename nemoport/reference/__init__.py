@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nemoport.reference.ranks import RankedDecoder
     from nemoport.reference.weights import Observer
 
-__all__ = ["greedy", "load", "load_ranks", "logits", "rank_greedy", "rank_logits"]
+__all__ = ["device", "greedy", "load", "load_ranks", "logits", "rank_greedy", "rank_logits"]
 
 KEEP = 2 << 30
 """Bytes of weights that generation keeps in memory between its steps; the others are read again at each step."""
@@ -144,6 +144,14 @@ def load_ranks(
     found = rank_files.read(directory, max_attention_window)
     ranks = tuple(Weights(local, dtype=dtype, device=device, keep=keep // found.plan.world) for local in found.ranks)
     return RankedDecoder(found.spec, found.plan, found.embedding_axis, ranks)
+
+
+def device() -> str:
+    """Where the reference runs on this machine: CUDA when torch has it, else the CPU."""
+    _need_torch()
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _need_torch() -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nemoport import reference
 from nemoport.errors import UnsupportedInput
 from nemoport.exporters import source
+from nemoport.exporters.dtypes import real
 from nemoport.reference import rank_files
 from nemoport.runner.client import Client
 from nemoport.runner.model import LoadOptions, load_version
@@ -55,9 +56,9 @@ class Execution:
 @contextmanager
 def huggingface(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
     model = source.model(subject.files)
-    runs = reference.load(model.spec, model.tensors, keep=KEEP)
+    runs = reference.load(model.spec, model.tensors, keep=KEEP, device=reference.device())
     yield Execution(
-        by="the reference, from config.json and safetensors",
+        by=f"the reference on {reference.device()}, from config.json and safetensors",
         holds=weights.of_model(model),
         logits=lambda prompt: ask(runs, prompt),
     )
@@ -66,12 +67,12 @@ def huggingface(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
 @contextmanager
 def ranks(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
     world, window = subject.artifact.plan.world, _window(subject)
-    runs = reference.load_ranks(subject.files, max_attention_window=window, keep=KEEP)
+    runs = reference.load_ranks(subject.files, max_attention_window=window, keep=KEEP, device=reference.device())
     told = (
         f"max_attention_window={window} is not in the files: TensorRT-LLM must be given it at run time, as it was here"
     )
     yield Execution(
-        by=f"the reference, simulating {world} ranks from config.json and rank files",
+        by=f"the reference on {reference.device()}, simulating {world} ranks from config.json and rank files",
         holds=weights.of_ranks(rank_files.read(subject.files)),
         logits=lambda prompt: ask(runs, prompt),
         notes=(told,) if window is not None else (),
@@ -156,7 +157,7 @@ class GraphDecoder:
         assert signature is not None, "a graph has a signature"
         sizes = {"batch": batch, "past": 0}
         return {
-            each.name: np.zeros([sizes[dim] if isinstance(dim, str) else dim for dim in each.shape], each.dtype)
+            each.name: np.zeros([sizes[dim] if isinstance(dim, str) else dim for dim in each.shape], real(each.dtype))
             for each in signature.inputs
             if each.name.startswith("past_key_values.")
         }

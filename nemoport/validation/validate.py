@@ -51,6 +51,8 @@ def validate(request: Request) -> Report:
 
 
 def _subject(request: Request) -> Subject:
+    if not request.subject.exists():
+        raise UsageError(f"{request.subject} does not exist")
     if request.model is not None:
         return of_repository(request.subject, request.model, request.version)
     if not is_artifact(request.subject):
@@ -96,10 +98,10 @@ def _expected(model: Model, execution: Execution, asked: tuple[Prompt, ...]) -> 
     artifact's dtype too."""
     held = dtypes(execution.holds)
     rounded = {name: cast(tensor, held.get(name, tensor.dtype)) for name, tensor in model.tensors.items()}
-    exact = reference.load(model.spec, rounded, keep=KEEP)
+    exact = reference.load(model.spec, rounded, keep=KEEP, device=reference.device())
     noisy = None
     if execution.computes_in != "float32":
-        noisy = reference.load(model.spec, rounded, dtype=execution.computes_in, keep=KEEP)
+        noisy = reference.load(model.spec, rounded, dtype=execution.computes_in, keep=KEEP, device=reference.device())
     expected = {}
     for prompt in asked:
         wanted = ask(exact, prompt)

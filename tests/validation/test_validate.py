@@ -148,6 +148,8 @@ def test_a_source_of_other_weights_fails_and_one_of_fewer_positions_does_not(tmp
 def test_questions_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     checkpoint = write(tmp_path / "source")
     made = make(checkpoint, tmp_path / "made")
+    with pytest.raises(UsageError, match="nothing does not exist"):
+        validate(Request(subject=tmp_path / "nothing", model="m"))
     with pytest.raises(UsageError, match="is no artifact; for a repository, name the model"):
         validate(Request(subject=checkpoint))
     with pytest.raises(UsageError, match="does not exist"):

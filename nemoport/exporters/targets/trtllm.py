@@ -35,10 +35,12 @@ def output(model: Model, plan: Plan) -> Output:
     sidecars = {"config.json": json_bytes(config)}
     if model.checkpoint.tokenizer:
         sidecars |= tokenizer.files(model.checkpoint.tokenizer)
+    windows = sorted({block.mixer.window for block in model.spec.blocks if block.mixer.window is not None})
+    told = f", told --max_attention_window {windows[-1]} at run time" if windows else ""
     return Output(
         files=tuple(_rank(model, table, plan, dtype, rank) for rank in range(plan.world)),
         sidecars=sidecars,
-        loads=("TensorRT-LLM 0.8 to 1.2 (trtllm-build)", "NIM 1.x"),
+        loads=(f"TensorRT-LLM 0.8 to 1.2 (trtllm-build){told}", "NIM 1.x"),
         dtype=dtype,
     )
 
@@ -94,6 +96,12 @@ def _untied(spec: ModelSpec) -> ModelSpec:
     return replace(spec, head=LanguageModel(tied=False))
 
 
+def _said(spec: ModelSpec) -> ModelSpec:
+    """What config.json can say: a sliding window is told to TensorRT-LLM at run time, as one number for all layers."""
+    blocks = tuple(replace(block, mixer=replace(block.mixer, window=None)) for block in spec.blocks)
+    return replace(_untied(spec), blocks=blocks)
+
+
 def _transform(model: Model, parts: list[_Share], dtype: str) -> str:
     steps = [
         "shard" if any(part.tensor.shape != model.tensors[part.name].shape for part in parts) else "",
@@ -105,7 +113,7 @@ def _transform(model: Model, parts: list[_Share], dtype: str) -> str:
 
 def _config(table: Column, spec: ModelSpec, plan: Plan, dtype: str) -> dict[str, Any]:
     """The keys of PretrainedConfig.to_dict in tensorrt_llm 0.16. Heads and vocabulary are the whole model's."""
-    written = configs.write(table.dialects, _untied(spec), "use --to hf, which TensorRT-LLM 1.0 and later load")
+    written = configs.write(table.dialects, _said(spec), "use --to hf, which TensorRT-LLM 1.0 and later load")
     mixer = spec.blocks[0].mixer
     assert mixer.rope is not None
     return {

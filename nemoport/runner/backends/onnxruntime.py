@@ -66,9 +66,10 @@ def load(version_directory: Path, config: ModelConfig, placement: Placement) -> 
         raise DamagedInput(
             f"model '{config.name}' has no file {path}; its config asks for it by default_model_filename"
         )
+    # float32 means float32: on by default, TF32 would round the factors of every product to 11 bits.
     providers: list[Any] = [_CPU]
     if placement.gpu is not None:
-        providers.insert(0, (_CUDA, {"device_id": placement.gpu}))
+        providers.insert(0, (_CUDA, {"device_id": placement.gpu, "use_tf32": 0}))
     try:
         session = ort.InferenceSession(path, _options(config), providers=providers)
     except Exception as error:  # onnxruntime has no common class of its own
