@@ -3,6 +3,7 @@ needs nothing but click."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,6 +58,11 @@ config_option = click.option(
 )
 
 
+adapter_option = click.option(
+    "--adapter", type=PATH, metavar="DIR", help="A LoRA of this checkpoint: Megatron-Bridge, NeMo 2.0 or PEFT."
+)
+
+
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="nemoport")
 def main() -> None:
@@ -84,6 +90,14 @@ def inspect(path: Path, config_file: Path | None, as_json: bool) -> None:
 @click.option("--tp", "--tp_size", default=1, show_default=True, help="Ranks of tensor parallelism.")
 @click.option("--pp", "--pp_size", default=1, show_default=True, help="Stages of pipeline parallelism.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Default: as stored.")
+@adapter_option
+@click.option(
+    "--adapter-mode",
+    type=click.Choice(["merge", "carry"]),
+    default="merge",
+    show_default=True,
+    help="Into the weights, or as a PEFT directory beside them (hf).",
+)
 @click.option("--vocab", type=click.Choice(["true", "padded"]), default="true", show_default=True, help="Rows to keep.")
 @click.option("--max-memory", type=Size(), default="512MiB", show_default=True, help="Cap on memory in use.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
@@ -96,18 +110,31 @@ def convert(
     tp: int,
     pp: int,
     dtype: str | None,
+    adapter: Path | None,
+    adapter_mode: Any,
     vocab: Any,
     max_memory: int,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Write a checkpoint as what a runtime loads."""
+    # numpy's BLAS reads it once: workers are a thread for each core already, and more get in each other's way.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from nemoport import show
     from nemoport.exporters import convert, stream
     from nemoport.spec import Plan
 
     plan = Plan(tp=tp, pp=pp, dtype=dtype, vocab=vocab)
-    job = convert.plan(path, to, destination, config=_config(config_file), plan=plan, max_memory=max_memory)
+    job = convert.plan(
+        path,
+        to,
+        destination,
+        config=_config(config_file),
+        plan=plan,
+        adapter=adapter,
+        adapter_mode=adapter_mode,
+        max_memory=max_memory,
+    )
     if not as_json:
         show.rows(convert.summary(job))
     artifact = None
@@ -126,6 +153,7 @@ def convert(
     "--against", type=PATH, metavar="CKPT", help="The source checkpoint; default: where it was converted from."
 )
 @config_option
+@adapter_option
 @click.option("--model", metavar="NAME", help="The model, when a repository is validated.")
 @click.option("--version", metavar="VERSION", help="7 or staging-7; default: the newest.")
 @click.option("--allow-cpu-fallback", is_flag=True, help="Run a model that asks for a GPU on the CPU, and say so.")
@@ -134,6 +162,7 @@ def validate(
     subject: Path,
     against: Path | None,
     config_file: Path | None,
+    adapter: Path | None,
     model: str | None,
     version: str | None,
     allow_cpu_fallback: bool,
@@ -149,6 +178,7 @@ def validate(
             version=version,
             against=against,
             config=_config(config_file),
+            adapter=adapter,
             allow_cpu_fallback=allow_cpu_fallback,
         )
         report = validation.validate(request)
@@ -186,10 +216,14 @@ def publish_(artifact: Path, model_repository: Path, name: str, promote_it: bool
 @main.command()
 @click.argument("repositories", type=PATH, nargs=-1, metavar="[REPO]...")
 @click.option("--model-repository", "--model-store", type=PATH, multiple=True, help="The same as REPO; repeatable.")
+@click.option("--allow-http", type=bool, default=True, show_default=True)
 @click.option("--http-address", default="0.0.0.0", show_default=True)  # noqa: S104  tritonserver's default
 @click.option("--http-port", default=8000, show_default=True)
 @click.option("--http-thread-count", default=8, show_default=True)
 @click.option("--http-max-input-size", default=64 * 2**20, show_default=True, help="Bytes of the largest request.")
+@click.option("--allow-grpc", type=bool, default=True, show_default=True)
+@click.option("--grpc-address", default="0.0.0.0", show_default=True)  # noqa: S104  as above
+@click.option("--grpc-port", default=8001, show_default=True)
 @click.option(
     "--model-control-mode", type=click.Choice(["none", "explicit", "poll"]), default="none", show_default=True
 )
@@ -202,7 +236,7 @@ def publish_(artifact: Path, model_repository: Path, name: str, promote_it: bool
 @click.option("--log-verbose", default=0, show_default=True)
 @click.option("--allow-cpu-fallback", is_flag=True, help="Run KIND_GPU models on the CPU where there is no GPU.")
 def serve(repositories: tuple[Path, ...], model_repository: tuple[Path, ...], **options: Any) -> None:
-    """Serve a repository over HTTP as tritonserver would, with its flags."""
+    """Serve a repository over HTTP and gRPC as tritonserver would, with its flags."""
     from nemoport.runner.serve import ServeOptions
     from nemoport.runner.serve import serve as run
 

@@ -53,6 +53,15 @@ def facts(found: Mapping[str, Any]) -> None:
         ("skipped", _counts(found["skipped"]) or "nothing"),
         ("tokenizer", f"{', '.join(tokenizer['files'])} ({tokenizer['ids']} ids)" if tokenizer else "none"),
     ]
+    if how := found.get("quantization"):
+        words = (
+            how["algorithm"] or "unnamed",
+            how["kv_cache"] and f"KV cache {how['kv_cache']}",
+            f"by {how['producer']}",
+        )
+        lines.insert(3, ("quantized", ", ".join(word for word in words if word)))
+    if adapter := found.get("adapter"):
+        lines[1] = ("adapter", f"{'; '.join(adapter['scaling'])} on {_counts(adapter['linears'])}")
     if vocabulary:
         lines.insert(3, ("vocabulary", f"{vocabulary['true']}, stored in {vocabulary['padded']} rows"))
     if "problem" in found:

@@ -1,8 +1,9 @@
 """What a model is (`ModelSpec`), how a target wants it (`Plan`), and the canonical tensors that follow from both.
 
 A spec is read from any config and written to any config. Canonical tensors are unfused, unsharded and finest-grained,
-and are named by place: `embed.weight`, `layers.0.attn.q.weight`, `layers.0.ffn.gate.weight`, `norm.weight`,
-`head.weight`. Every axis says what it counts (`heads`, `ffn`, `vocab`...), which is all that sharding needs to know.
+and are named by place: `embed.weight`, `positions.weight`, `layers.0.attn.q.weight`, `layers.0.ffn.gate.weight`,
+`norm.weight`, `head.weight`. Every axis says what it counts (`heads`, `ffn`, `vocab`...), which is all that sharding
+needs to know.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from typing import Any, Literal
 from nemoport.errors import UsageError
 
 NormKind = Literal["rms", "layer"]
-Activation = Literal["silu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu2"]
+"""`gelu` is x * Phi(x) (arXiv:1606.08415), `gelu_tanh` its approximation, `relu2` relu(x) squared
+(arXiv:2109.08668)."""
 VocabPolicy = Literal["true", "padded"]
+Weights = Literal["model", "optimizer"]
+"""Those that the model computes with, or the float32 copies of them that the optimizer kept."""
 
 DTYPES = ("float32", "float16", "bfloat16")
 """The dtypes that `--dtype` takes."""
@@ -43,10 +48,12 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """`rms`: x / rms(x) * w (arXiv:1910.07467). `layer`: (x - mean) / std * w + b (arXiv:1607.06450)."""
+    """`rms`: x / rms(x) * w (arXiv:1910.07467). `layer`: (x - mean) / std * w + b (arXiv:1607.06450).
+    `zero_centered`: the tensor holds w - 1 (LayerNorm1p, Gemma)."""
 
     kind: NormKind = "rms"
     eps: float = 1e-5
+    zero_centered: bool = False
 
     def tensors(self, width: Axis) -> dict[str, tuple[Axis, ...]]:
         return {"weight": (width,)} if self.kind == "rms" else {"weight": (width,), "bias": (width,)}
@@ -83,7 +90,8 @@ class Rope:
 @dataclass(frozen=True, kw_only=True)
 class Attention:
     """Grouped-query attention; query head i uses KV head i // (heads / kv_heads). `window`: a position sees itself
-    and the `window - 1` before it. `qk_norm`: RMSNorm over each head of q and k, before rope, with the model's eps.
+    and the `window - 1` before it. `qk_norm`: RMSNorm over each head of q and k, before rope, with the model's eps and
+    centre. Scores are q k times `scale` (None: head_dim ** -0.5), then `softcap * tanh(scores / softcap)`.
     State between steps: keys and values, [batch, kv_heads, positions, head_dim]."""
 
     heads: int
@@ -94,6 +102,8 @@ class Attention:
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
+    scale: float | None = None
+    softcap: float | None = None
 
     def tensors(self, hidden: Axis) -> dict[str, tuple[Axis, ...]]:
         q = Axis("heads", self.heads * self.head_dim, self.heads)
@@ -135,17 +145,29 @@ class Dense:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """x += mixer(attn_norm(x)); x += ffn(ffn_norm(x))."""
+    """x += mixer(attn_norm(x)); x += ffn(ffn_norm(x)). Where a half is None, its norm is not there either.
+    `post_norms`: what each half adds is normed once more, by `attn_post_norm` and `ffn_post_norm`."""
 
-    mixer: Attention
-    ffn: Dense
+    mixer: Attention | None
+    ffn: Dense | None
+    post_norms: bool = False
+
+    def parts(self, norm: Norm, hidden: Axis) -> dict[str, dict[str, tuple[Axis, ...]]]:
+        named: dict[str, dict[str, tuple[Axis, ...]]] = {}
+        for name, half in (("attn", self.mixer), ("ffn", self.ffn)):
+            if half:
+                named |= {f"{name}_norm": norm.tensors(hidden), name: half.tensors(hidden)}
+                named |= {f"{name}_post_norm": norm.tensors(hidden)} if self.post_norms else {}
+        return named
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel:
-    """Logits over the vocabulary; `tied` uses the embedding as the output matrix."""
+    """Logits over the vocabulary; `tied` uses the embedding as the output matrix. `softcap` bounds them:
+    softcap * tanh(logits / softcap)."""
 
     tied: bool = False
+    softcap: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +179,15 @@ class ModelSpec:
     norm: Norm
     head: LanguageModel
     blocks: tuple[Block, ...]
+    embedding_scale: float | None = None
+    """What embeddings are multiplied with, in the dtype that is computed in."""
+    learned_positions: bool = False
+    """A row of `positions.weight` is added to each embedding."""
+
+    @property
+    def mixers(self) -> tuple[Attention, ...]:
+        """Of the blocks that have one."""
+        return tuple(block.mixer for block in self.blocks if block.mixer)
 
     def shard(self, plan: Plan, rank: int) -> ModelSpec:
         """The model as one rank sees it: its stage's blocks, its share of heads and of the feed-forward.
@@ -179,6 +210,7 @@ class Plan:
     ep: int = 1
     dtype: str | None = None
     vocab: VocabPolicy = "true"
+    weights: Weights = "model"
 
     @property
     def world(self) -> int:
@@ -194,8 +226,8 @@ def check_divisible(spec: ModelSpec, plan: Plan) -> None:
     """Refuse, before anything is read, a plan that does not divide the model."""
     if (layers := len(spec.blocks)) % plan.pp:
         raise UsageError(f"{layers} layers do not divide over pp={plan.pp}; use pp {_divisors(layers)}")
-    for block in dict.fromkeys(spec.blocks):
-        heads, kv_heads = block.mixer.heads, block.mixer.kv_heads
+    for mixer in dict.fromkeys(spec.mixers):
+        heads, kv_heads = mixer.heads, mixer.kv_heads
         if heads % plan.tp:
             raise UsageError(f"{heads} heads do not divide over tp={plan.tp}; use tp {_divisors(heads)}")
         if kv_heads % plan.tp and plan.tp % kv_heads:
@@ -203,8 +235,10 @@ def check_divisible(spec: ModelSpec, plan: Plan) -> None:
             raise UsageError(
                 f"{kv_heads} KV heads neither divide over tp={plan.tp} nor repeat to it; use tp {_either(fit)}"
             )
-        if (width := block.ffn.intermediate) % plan.tp:
-            fit = [tp for tp in range(1, heads + 1) if heads % tp == 0 and width % tp == 0]
+    for ffn in dict.fromkeys(block.ffn for block in spec.blocks if block.ffn):
+        if (width := ffn.intermediate) % plan.tp:
+            shared = [*(mixer.heads for mixer in spec.mixers), width]
+            fit = [tp for tp in range(1, min(shared) + 1) if not any(size % tp for size in shared)]
             raise UsageError(f"feed-forward size {width} does not divide over tp={plan.tp}; use tp {_either(fit)}")
 
 
@@ -233,7 +267,8 @@ def spec_from_json(data: Mapping[str, Any]) -> ModelSpec:
     blocks = tuple(
         block
         for row in data["blocks"]
-        for block in [Block(mixer=_from_json(row["mixer"]), ffn=_from_json(row["ffn"]))] * row["repeat"]
+        for block in [Block(**{key: _from_json(value) for key, value in row.items() if key != "repeat"})]
+        * row["repeat"]
     )
     norm, head = Norm(**data["norm"]), _from_json(data["head"])
     return ModelSpec(**{**data, "norm": norm, "head": head, "blocks": blocks})
@@ -256,27 +291,26 @@ def _from_json(data: Any) -> Any:
 def _tensors(spec: ModelSpec) -> Iterator[TensorSpec]:
     vocab = Axis("vocab", spec.vocab_size, spec.vocab_size)
     hidden = Axis("hidden", spec.hidden_size, spec.hidden_size)
-    norm = spec.norm.tensors(hidden)
     yield TensorSpec("embed.weight", (vocab, hidden))
+    if spec.learned_positions:
+        yield TensorSpec("positions.weight", (Axis("positions", spec.max_positions, spec.max_positions), hidden))
     for i, block in enumerate(spec.blocks):
-        parts = {
-            "attn_norm": norm,
-            "attn": block.mixer.tensors(hidden),
-            "ffn_norm": norm,
-            "ffn": block.ffn.tensors(hidden),
-        }
-        for part, named in parts.items():
+        for part, named in block.parts(spec.norm, hidden).items():
             for name, axes in named.items():
                 yield TensorSpec(f"layers.{i}.{part}.{name}", axes)
-    for name, axes in norm.items():
+    for name, axes in spec.norm.tensors(hidden).items():
         yield TensorSpec(f"norm.{name}", axes)
     if not spec.head.tied:
         yield TensorSpec("head.weight", (vocab, hidden))
 
 
 def _share(block: Block, tp: int) -> Block:
-    mixer = replace(block.mixer, heads=block.mixer.heads // tp, kv_heads=max(1, block.mixer.kv_heads // tp))
-    return Block(mixer=mixer, ffn=replace(block.ffn, intermediate=block.ffn.intermediate // tp))
+    mixer, ffn = block.mixer, block.ffn
+    return replace(
+        block,
+        mixer=mixer and replace(mixer, heads=mixer.heads // tp, kv_heads=max(1, mixer.kv_heads // tp)),
+        ffn=ffn and replace(ffn, intermediate=ffn.intermediate // tp),
+    )
 
 
 def _divisors(number: int) -> str:

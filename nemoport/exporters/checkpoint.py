@@ -41,6 +41,8 @@ class Checkpoint:
     tensors: Mapping[str, LazyTensor]
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Stored things that are no weights, each with the rule that skips it."""
+    masters: Mapping[str, LazyTensor] = field(default_factory=dict)
+    """float32 copies of tensors that the optimizer kept, under the same names."""
     tokenizer: Tree | None = None
     """The directory that holds the tokenizer's files."""
     trained: Mapping[str, int] = field(default_factory=dict)
@@ -71,6 +73,10 @@ class Model:
     tensors: Mapping[str, LazyTensor]
     sources: Mapping[str, tuple[str, ...]]
     """Canonical name -> the stored tensors it is made of."""
+    transforms: Mapping[str, str] = field(default_factory=dict)
+    """Canonical name -> what was done to it on the way, in words; of most tensors, nothing."""
+    adapter: Mapping[str, Any] | None = None
+    """What the manifest says of the adapter that goes with it."""
 
     @property
     def dtype(self) -> str:

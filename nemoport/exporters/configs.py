@@ -1,8 +1,7 @@
 """Configs as rows: our word, their key, so that one table reads a config and writes it.
 
-A decoder whose blocks are all alike is a flat set of words (`heads`, `kv_heads`, `rope_base`...); `spec_of` builds the
-ModelSpec from them and `words_of` is its inverse. A `Dialect` is one program's way of saying them: what marks the
-config as this dialect's, the words that follow from that alone, and rows for the rest.
+A `Dialect` is one program's way of saying the words of `words.py`: what marks the config as this dialect's, the words
+that follow from that alone, and rows for the rest.
 """
 
 from __future__ import annotations
@@ -12,11 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemoport.errors import DamagedInput, UnsupportedInput
-from nemoport.spec import Attention, Block, Dense, LanguageModel, ModelSpec, Norm, Rope
+from nemoport.exporters.words import PLAIN, PerLayer, Words, differing, spec_of, words_of
+from nemoport.spec import ModelSpec
 
 Config = Mapping[str, Any]
-Words = dict[str, Any]
 REQUIRED = object()
+_ODD = (TypeError, ValueError, LookupError, AttributeError, OverflowError)
+"""What a value of the wrong kind raises, wherever it is looked at."""
+LARGEST = 2**31 - 1
+MOST_LAYERS = 10_000
 
 
 def _same(value: Any) -> Any:
@@ -33,6 +36,8 @@ class Key:
     """What an absent or null key means: a value, or a function of the words read so far."""
     into: Callable[[Any], Any] = _same
     """The value as our word has it, ValueError if it cannot be."""
+    out: Callable[[Any], Any] = _same
+    """The inverse of `into`."""
 
     def read(self, config: Config, words: Words) -> Any:
         if (value := config.get(self.key)) is None:
@@ -41,11 +46,17 @@ class Key:
             return self.default(words) if callable(self.default) else self.default
         try:
             return self.into(value)
-        except (TypeError, ValueError) as error:
+        except _ODD as error:
             raise DamagedInput(f"the config says {self.key}: {value!r}, which is no {self.word}") from error
 
     def write(self, value: Any) -> dict[str, Any]:
-        return {self.key: value}
+        return {self.key: self.out(value)}
+
+
+def choice(word: str, key: str, names: Mapping[str, Any], default: Any = REQUIRED) -> Key:
+    """A key whose values are names. Of several for one value the first is written."""
+    ours = {value: name for name, value in reversed(list(names.items()))}
+    return Key(word, key, default, names.__getitem__, ours.get)
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,37 @@ class Keys:
     write: Callable[[Any], dict[str, Any]]
 
     def read(self, config: Config, words: Words) -> Any:
-        return self.of(config)
+        try:
+            return self.of(config)
+        except _ODD as error:
+            raise DamagedInput(f"what the config says of {self.word} is not usable ({error!r}); correct it") from error
+
+
+@dataclass(frozen=True)
+class Together:
+    """Keys that say several words at once, the only ones that may differ from layer to layer."""
+
+    words: tuple[str, ...]
+    of: Callable[[Config], Words]
+    write: Callable[[Words], dict[str, Any]]
+
+    def read(self, config: Config, words: Words) -> Words:
+        try:
+            return self.of(config)
+        except _ODD as error:
+            said = ", ".join(self.words)
+            raise DamagedInput(f"what the config says of {said} is not usable ({error!r}); correct it") from error
+
+
+Row = Key | Keys | Together
+
+
+class AnyOf(tuple[Any, ...]):
+    """Values of a mark, of which a row tells which it is."""
+
+
+PRESENT = object()
+"""The value of a mark that only has to be there; a row tells what it is."""
 
 
 @dataclass(frozen=True)
@@ -72,34 +113,57 @@ class Mark:
         value = config.get(self.key)
         return self.absent if value is None else value
 
+    def differs(self, config: Config) -> str:
+        found = self.found(config)
+        if self.value is PRESENT:
+            return f"{self.key} is missing" if found is None else ""
+        if isinstance(self.value, AnyOf):
+            wanted = " or ".join(repr(value) for value in self.value)
+            return "" if found in self.value else f"{self.key} is {found!r}, not {wanted}"
+        return "" if found == self.value else f"{self.key} is {found!r}, not {self.value!r}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
     marks: tuple[Mark, ...]
-    fixed: Mapping[str, Any]
-    """Words that every config of this dialect means without saying them."""
-    rows: Sequence[Key | Keys]
+    rows: Sequence[Row]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Words that every config of this dialect means without saying them, where that is not the plain thing."""
     constants: Mapping[str, Any] = field(default_factory=dict)
     """Keys that are written and never read."""
 
     def mismatches(self, config: Config) -> list[str]:
-        return [
-            f"{mark.key} is {found!r}, not {mark.value!r}"
-            for mark in self.marks
-            if (found := mark.found(config)) != mark.value
-        ]
+        return [differs for mark in self.marks if (differs := mark.differs(config))]
 
     def read(self, config: Config) -> Words:
-        words: Words = dict(self.fixed)
+        words: Words = {**PLAIN, **self.fixed}
         for row in self.rows:
-            words[row.word] = row.read(config, words)
+            words |= row.read(config, words) if isinstance(row, Together) else {row.word: row.read(config, words)}
         return words
 
-    def write(self, words: Words) -> dict[str, Any]:
-        config: dict[str, Any] = {mark.key: mark.value for mark in self.marks} | dict(self.constants)
+    def write(self, words: Words) -> dict[str, Any] | None:
+        """None where layers differ in what this dialect says once."""
+        config: dict[str, Any] = {
+            mark.key: mark.value
+            for mark in self.marks
+            if mark.value is not PRESENT and not isinstance(mark.value, AnyOf)
+        } | dict(self.constants)
         for row in self.rows:
-            config |= row.write(words[row.word])
+            if isinstance(row, Together):
+                config |= row.write(words)
+            elif isinstance(value := words[row.word], PerLayer):
+                return None
+            else:
+                config |= row.write(value)
         return config
+
+    def saying(self, words: Words) -> dict[str, Any] | None:
+        """The config that says exactly these words, if there is one: what is written must read back equal."""
+        try:
+            config = self.write(words)
+            return config if config and not self.mismatches(config) and self.read(config) == words else None
+        except DamagedInput:  # a word that has no value in this dialect
+            return None
 
 
 def read(family: str, dialects: Sequence[Dialect], config: Config) -> ModelSpec:
@@ -113,85 +177,32 @@ def write(dialects: Sequence[Dialect], spec: ModelSpec, otherwise: str) -> dict[
     ends the error when none does."""
     words = words_of(spec)
     for dialect in dialects:
-        config = dialect.write(words)
-        if dialect.read(config) == words:
+        if config := dialect.saying(words):
             return config
-    raise UnsupportedInput(f"no config of this format says this {spec.family} model ({_flags(spec)}); {otherwise}")
+    raise UnsupportedInput(f"no config of this format says this {spec.family} model ({differing(spec)}); {otherwise}")
 
 
 def whole_number(value: Any) -> int:
-    """A positive integer; configs are also written by hand."""
-    if isinstance(value, bool) or int(value) != value or value < 1:
+    """A positive integer of a sane size; configs are also written by hand."""
+    if isinstance(value, bool) or int(value) != value or not 1 <= value <= LARGEST:
         raise ValueError(value)
     return int(value)
 
 
-def spec_of(family: str, words: Mapping[str, Any]) -> ModelSpec:
-    """A decoder whose blocks are all alike."""
-    dims = int(words["head_dim"] * words["rope_fraction"])
-    if words["heads"] % words["kv_heads"]:
-        raise DamagedInput(f"{words['heads']} heads do not divide over {words['kv_heads']} KV heads; check the config")
-    if dims % 2 or not 0 < dims <= words["head_dim"]:
-        raise DamagedInput(f"rotary embedding on {dims} of {words['head_dim']} dimensions; an even part is needed")
-    attention = Attention(
-        heads=words["heads"],
-        kv_heads=words["kv_heads"],
-        head_dim=words["head_dim"],
-        rope=Rope(dims=dims, base=words["rope_base"], scaling=words["rope_scaling"]),
-        window=words["window"],
-        qkv_bias=words["qkv_bias"],
-        out_bias=words["out_bias"],
-        qk_norm=words["qk_norm"],
-    )
-    dense = Dense(
-        intermediate=words["intermediate"],
-        activation=words["activation"],
-        gated=words["gated"],
-        bias=words["ffn_bias"],
-    )
-    return ModelSpec(
-        family=family,
-        vocab_size=words["vocab_size"],
-        hidden_size=words["hidden_size"],
-        max_positions=words["max_positions"],
-        norm=Norm(kind=words["norm"], eps=words["eps"]),
-        head=LanguageModel(tied=words["tied"]),
-        blocks=(Block(mixer=attention, ffn=dense),) * words["layers"],
-    )
+def layers(value: Any) -> int:
+    if (count := whole_number(value)) > MOST_LAYERS:
+        raise ValueError(value)
+    return count
 
 
-def words_of(spec: ModelSpec) -> Words:
-    """The inverse of `spec_of`."""
-    if len(set(spec.blocks)) != 1:
-        raise UnsupportedInput(f"the {spec.family} model has blocks of different kinds, which this config cannot say")
-    mixer, ffn = spec.blocks[0].mixer, spec.blocks[0].ffn
-    assert mixer.rope is not None, "decoders of these families rotate"
-    return {
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.hidden_size,
-        "max_positions": spec.max_positions,
-        "layers": len(spec.blocks),
-        "norm": spec.norm.kind,
-        "eps": spec.norm.eps,
-        "tied": spec.head.tied,
-        "heads": mixer.heads,
-        "kv_heads": mixer.kv_heads,
-        "head_dim": mixer.head_dim,
-        "rope_fraction": mixer.rope.dims / mixer.head_dim,
-        "rope_base": mixer.rope.base,
-        "rope_scaling": mixer.rope.scaling,
-        "window": mixer.window,
-        "qkv_bias": mixer.qkv_bias,
-        "out_bias": mixer.out_bias,
-        "qk_norm": mixer.qk_norm,
-        "intermediate": ffn.intermediate,
-        "activation": ffn.activation,
-        "gated": ffn.gated,
-        "ffn_bias": ffn.bias,
-    }
+def number(value: Any) -> float:
+    """A positive, finite number."""
+    if isinstance(value, bool) or not 0 < float(value) < float("inf"):
+        raise ValueError(value)
+    return float(value)
 
 
-def _flags(spec: ModelSpec) -> str:
-    mixer = spec.blocks[0].mixer
-    flags = {"qkv_bias": mixer.qkv_bias, "out_bias": mixer.out_bias, "qk_norm": mixer.qk_norm, "window": mixer.window}
-    return ", ".join(f"{name} {value}" for name, value in flags.items() if value) or "plain"
+def flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(value)
+    return value

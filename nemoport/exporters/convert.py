@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 from nemoport import plugins
 from nemoport.artifact import Artifact
 from nemoport.errors import UsageError
 from nemoport.exporters import source, stream
+from nemoport.exporters.adapters import huggingface as peft
+from nemoport.exporters.checkpoint import Model, Output
 from nemoport.spec import DTYPES, Plan, parameter_count
 
 TARGETS = "nemoport.exporters.targets"
+AdapterMode = Literal["merge", "carry"]
 
 
 def plan(
@@ -23,6 +27,8 @@ def plan(
     *,
     config: Mapping[str, Any] | None = None,
     plan: Plan,
+    adapter: Path | None = None,
+    adapter_mode: AdapterMode = "merge",
     max_memory: int = stream.DEFAULT_MEMORY,
 ) -> stream.Job:
     """Everything that the conversion will do, checked; no tensor has been read and nothing written."""
@@ -31,18 +37,36 @@ def plan(
     if min(plan.tp, plan.pp) < 1:
         raise UsageError(f"tp={plan.tp} pp={plan.pp}: both count ranks, from 1 on")
     target = plugins.load(TARGETS, to)
-    if destination.resolve() == path.resolve() or path.resolve() in destination.resolve().parents:
-        raise UsageError(f"{destination} lies inside the checkpoint; choose a directory outside of it with -o")
-    model = source.model(path, config, plan.vocab)
-    return stream.Job(
+    for place, what in ((path, "checkpoint"), (adapter, "adapter")):
+        if place and place.resolve() in (destination.resolve(), *destination.resolve().parents):
+            raise UsageError(f"{destination} lies inside the {what}; choose a directory outside of it with -o")
+    if adapter and adapter_mode == "carry":
+        model, output = _carrying(path, adapter, to, target, config, plan)
+    else:
+        model = source.model(path, config, plan.vocab, adapter, plan.weights)
+        output = target.output(model, plan)
+    job = stream.Job(
         kind=to,
         model=model,
         plan=plan,
-        output=target.output(model, plan),
+        output=output,
         destination=destination,
         config=config,
+        adapter=adapter,
         workers=stream.workers_within(max_memory),
     )
+    stream.check_destination(job)
+    return job
+
+
+def _carrying(
+    path: Path, adapter: Path, to: str, target: ModuleType, config: Mapping[str, Any] | None, plan: Plan
+) -> tuple[Model, Output]:
+    """The base as it is, with the adapter beside it."""
+    peft.check_plan(to, plan.dtype)
+    base, bound = source.with_adapter(path, adapter, config, plan.vocab, plan.weights)
+    names = source.column(base.spec.family, "huggingface", "use --adapter-mode merge")
+    return peft.carried(base, target.output(base, plan), bound, names)
 
 
 @dataclass(frozen=True)
@@ -60,6 +84,7 @@ def summary(job: stream.Job) -> tuple[Row, ...]:
     return (
         Row("source", f"{checkpoint.path} ({checkpoint.format}, written by {checkpoint.writer})"),
         Row("model", f"{spec.family}, {parameter_count(spec):,} parameters, {job.model.dtype}"),
+        *_adapter_row(job),
         Row("trained at", layout),
         Row("tensors", f"{len(checkpoint.tensors)} stored, {len(checkpoint.skipped)} skipped, {slots} written"),
         Row("target", f"{job.kind}, tp {job.plan.tp}, pp {job.plan.pp}, {job.output.dtype}"),
@@ -68,11 +93,19 @@ def summary(job: stream.Job) -> tuple[Row, ...]:
     )
 
 
+def _adapter_row(job: stream.Job) -> tuple[Row, ...]:
+    if (found := job.model.adapter) is None:
+        return ()
+    words = f"{job.adapter} (written by {found['writer']}; {'; '.join(found['scaling'])}), {found['mode']}"
+    return (Row("adapter", words),)
+
+
 def as_json(job: stream.Job, artifact: Artifact | None) -> dict[str, Any]:
     """The plan, and what came of it, for `--json`."""
     checkpoint, spec = job.model.checkpoint, job.model.spec
     return {
         "source": {"path": str(checkpoint.path), "format": checkpoint.format, "writer": checkpoint.writer},
+        "adapter": {"path": str(job.adapter), **job.model.adapter} if job.model.adapter else None,
         "family": spec.family,
         "parameters": parameter_count(spec),
         "target": job.kind,

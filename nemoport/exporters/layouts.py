@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from nemoport.exporters.derived import shift, transpose
 from nemoport.exporters.tensor import LazyTensor, concat, cut
 from nemoport.spec import TensorSpec
 
@@ -60,3 +61,17 @@ STACKED = Layout(
 
 QUERY_GROUPS = Layout("query groups", _split_groups, _join_groups)
 """[q q k v | q q k v]: for each KV head its queries, its key, its value, as Megatron fuses them."""
+
+TRANSPOSED = Layout(
+    "transposed",
+    lambda stored, parts: _rows(transpose(stored), [part.shape[0] for part in parts]),
+    lambda tensors, _: transpose(concat(tensors, 0)),
+)
+"""[in, out], as GPT-2's Conv1D has it; of several parts [q k v] side by side."""
+
+PLUS_ONE = Layout(
+    "plus one",
+    lambda stored, _: (shift(stored, -1.0),),
+    lambda tensors, _: shift(tensors[0], 1.0),
+)
+"""1 + w of a zero-centred norm whose canonical tensor holds w."""

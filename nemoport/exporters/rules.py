@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.exporters.configs import Dialect
@@ -35,6 +36,10 @@ class Column:
     dialects: tuple[Dialect, ...]
     tied_copy: str = ""
     """Where a tied model may store its embedding a second time."""
+    buffers: Mapping[str, str] = field(default_factory=dict)
+    """Stored things that are no weights: a pattern of their names, and what they are."""
+    own_head: bool = True
+    """Whether an output matrix may be written; else the runtime takes the embedding for it, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +75,23 @@ def bindings(rules: Sequence[Rule], specs: Mapping[str, TensorSpec]) -> Iterator
                 yield Binding(rule.stored.format(**place), tuple(specs[part] for part in parts), rule.layout)
 
 
+def written(rules: Sequence[Rule], specs: Mapping[str, TensorSpec]) -> Iterator[Binding]:
+    """`bindings` with each canonical tensor once: of several names, the first."""
+    seen: set[str] = set()
+    for binding in bindings(rules, specs):
+        if not seen & (parts := {part.name for part in binding.parts}):
+            seen |= parts
+            yield binding
+
+
 def resolve(column: Column, specs: Mapping[str, TensorSpec], stored: Mapping[str, LazyTensor]) -> Resolved:
     """Prove that names, shapes and rules match, and split. Every stored tensor is used once or skipped by a named
     rule; every canonical tensor is made once."""
     tensors: dict[str, LazyTensor] = {}
     sources: dict[str, tuple[str, ...]] = {}
-    skipped = {column.tied_copy: "tied head"} if "head.weight" not in specs and column.tied_copy in stored else {}
+    skipped = {name: what for name in stored for pattern, what in column.buffers.items() if fnmatchcase(name, pattern)}
+    if "head.weight" not in specs and column.tied_copy in stored:
+        skipped[column.tied_copy] = "tied head"
     unexplained = {name: None for name in stored if name not in skipped}
     missing: dict[str, str] = {}
     for binding in bindings(column.rules, specs):

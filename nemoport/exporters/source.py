@@ -10,13 +10,15 @@ from typing import Any
 
 from nemoport import plugins
 from nemoport.errors import DamagedInput, UnsupportedInput, UsageError
-from nemoport.exporters import configs
+from nemoport.exporters import configs, lora, masters
 from nemoport.exporters.checkpoint import Checkpoint, Model
 from nemoport.exporters.formats import tokenizer
+from nemoport.exporters.quantized import quantization
 from nemoport.exporters.rules import Column, resolve
-from nemoport.spec import ModelSpec, VocabPolicy, tensors
+from nemoport.spec import ModelSpec, VocabPolicy, Weights, tensors
 
 READERS, FAMILIES = "nemoport.exporters.readers", "nemoport.exporters.families"
+ADAPTERS = "nemoport.exporters.adapters"
 
 
 def reader(path: Path) -> tuple[str, ModuleType]:
@@ -34,19 +36,77 @@ def reader(path: Path) -> tuple[str, ModuleType]:
     return next(iter(chosen.items()))
 
 
-def checkpoint(path: Path, config: Mapping[str, Any] | None = None) -> Checkpoint:
+def checkpoint(path: Path, config: Mapping[str, Any] | None = None, weights: Weights = "model") -> Checkpoint:
     """What is stored at a path, unread. `config` goes before what the files say."""
     _, module = reader(path)
     found: Checkpoint = module.read(path, config)
+    return masters.in_place(found) if weights == "optimizer" else found
+
+
+def model(
+    path: Path,
+    config: Mapping[str, Any] | None = None,
+    vocab: VocabPolicy = "true",
+    adapter: Path | None = None,
+    weights: Weights = "model",
+) -> Model:
+    """The model at a path, with an adapter merged into it: every tensor explained and none read."""
+    if adapter is None:
+        return resolved(checkpoint(path, config, weights), vocab)
+    return lora.merged(*with_adapter(path, adapter, config, vocab, weights))
+
+
+def with_adapter(
+    path: Path,
+    adapter: Path,
+    config: Mapping[str, Any] | None = None,
+    vocab: VocabPolicy = "true",
+    weights: Weights = "model",
+) -> tuple[Model, lora.Bound]:
+    """The base at a path and the adapter that fits it, apart. They may lie in one checkpoint."""
+    found, together = adapter_at(adapter), path.resolve() == adapter.resolve()
+    if found.others and not together:
+        raise UnsupportedInput(
+            f"{len(found.others)} tensors of {adapter} are of no LoRA, the first is {found.others[0]}; "
+            "nemoport merges low-rank adapters of linears only"
+        )
+    stored = checkpoint(path, config, weights)
+    base = resolved(lora.without(stored) if together else stored, vocab)
+    names = column(base.spec.family, found.naming, "merge the adapter where it was trained")
+    return base, lora.bind(found, names, tensors(base.spec))
+
+
+def adapter_at(path: Path) -> lora.Adapter:
+    """The adapter at a path, unread."""
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
+    chosen = _adapter_reader(path) or plugins.load(ADAPTERS, "megatron")
+    found: lora.Adapter = chosen.read(path)
     return found
 
 
-def model(path: Path, config: Mapping[str, Any] | None = None, vocab: VocabPolicy = "true") -> Model:
-    """The model at a path: every tensor explained and none read."""
-    return resolved(checkpoint(path, config), vocab)
+def adapter_alone(path: Path) -> lora.Adapter | None:
+    """The adapter at a path where nothing but an adapter is; else None."""
+    if _adapter_reader(path) is None or (found := adapter_at(path)).others:
+        return None
+    return found
+
+
+def _adapter_reader(path: Path) -> ModuleType | None:
+    return next((module for module in plugins.load_all(ADAPTERS).values() if module.recognises(path)), None)
 
 
 def resolved(stored: Checkpoint, vocab: VocabPolicy = "true") -> Model:
+    if adapted := [name for name in stored.tensors if lora.is_adapter(name)]:
+        raise UnsupportedInput(
+            f"{len(adapted)} tensors of {stored.path} are of an adapter, the first is {adapted[0]}; give the adapter "
+            "with --adapter DIR beside the base, twice the same directory where it holds both"
+        )
+    if (how := quantization(stored)) is not None:
+        raise UnsupportedInput(
+            f"{stored.path} is quantized ({how}; {how.where}), and nemoport neither passes that on yet nor silently "
+            "undoes it; give the checkpoint that it came from"
+        )
     config = dict(stored.config)
     if not config:
         raise UsageError(
@@ -63,6 +123,11 @@ def resolved(stored: Checkpoint, vocab: VocabPolicy = "true") -> Model:
         spec=spec,
         tensors=found.tensors,
         sources=found.sources,
+        transforms={
+            part: "the optimizer's float32 copy"
+            for part, names in found.sources.items()
+            if any(stored.tensors[name] is stored.masters.get(name) for name in names)
+        },
     )
 
 
@@ -76,14 +141,15 @@ def column(family: str, naming: str, instead: str) -> Column:
 
 def _family(naming: str, config: Mapping[str, Any]) -> tuple[str, Column]:
     """The family whose marks the config bears, else an error with the nearest one and what differs."""
-    nearest: tuple[int, str, list[str]] | None = None
+    nearest: tuple[tuple[bool, int], str, list[str]] | None = None
     for family, module in plugins.load_all(FAMILIES).items():
         if (found := module.COLUMNS.get(naming)) is None:
             continue
         for dialect in found.dialects:
             if not (differs := dialect.mismatches(config)):
                 return family, found
-            nearest = min((len(differs), family, differs), nearest or (len(differs), family, differs))
+            distance = bool(dialect.marks[0].differs(config)), len(differs)
+            nearest = min((distance, family, differs), nearest or (distance, family, differs))
     if nearest is None:
         raise UnsupportedInput(f"no family reads {naming} names")
     raise UnsupportedInput(
@@ -95,9 +161,9 @@ def _family(naming: str, config: Mapping[str, Any]) -> tuple[str, Column]:
 def _with_vocabulary(spec: ModelSpec, stored: Checkpoint, column: Column, policy: VocabPolicy) -> ModelSpec:
     """The vocabulary is what the config or the tokenizer says, never the rows of the embedding, which training pads."""
     if policy == "padded":
-        name = next(rule.stored for rule in column.rules if rule.parts == ("embed.weight",))
-        if name not in stored.tensors:
-            raise DamagedInput(f"the embedding {name} is missing; the checkpoint is incomplete")
+        names = [rule.stored for rule in column.rules if rule.parts == ("embed.weight",)]
+        if (name := next((name for name in names if name in stored.tensors), None)) is None:
+            raise DamagedInput(f"the embedding {names[0]} is missing; the checkpoint is incomplete")
         return replace(spec, vocab_size=stored.tensors[name].shape[0])
     if spec.vocab_size is None:
         raise UsageError(

@@ -41,7 +41,7 @@ from nemoport.artifact import (
     sync_directory,
     write_manifest,
 )
-from nemoport.errors import MachineError, UsageError
+from nemoport.errors import InputError, MachineError, UsageError
 from nemoport.exporters.checkpoint import Model, Output, Slot, TensorFile
 from nemoport.exporters.dtypes import words
 from nemoport.exporters.tensor import LazyTensor, cut, nbytes
@@ -71,6 +71,8 @@ class Job:
     destination: Path
     config: Mapping[str, Any] | None = None
     """What the user gave with --config; told to `origin.json`."""
+    adapter: Path | None = None
+    """Where the adapter lies that was merged or is carried; told to `origin.json` too."""
     workers: int = 1
 
     @property
@@ -86,18 +88,27 @@ def workers_within(max_memory: int) -> int:
     return min(allowed, max(2, len(os.sched_getaffinity(0))), 16)
 
 
+def check_destination(job: Job) -> None:
+    """Refuse a place that is taken by anything but the result of this very job."""
+    if os.path.lexists(job.destination):
+        _finished_before(job, _fingerprint(job))
+
+
 def run(job: Job, progress: Progress = lambda _: None) -> Artifact:
     """Write the artifact. Doing it again is no work; doing something else to the same place is an error."""
     _check_complete(job)
     fingerprint = _fingerprint(job)
-    if job.destination.exists():
+    if os.path.lexists(job.destination):
         return _finished_before(job, fingerprint)
     partial = job.destination.with_name(f".{job.destination.name}.partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with _journal(partial, fingerprint) as journal:
-            _check_room(job, partial)
+            if os.path.lexists(job.destination):  # another process has finished meanwhile
+                shutil.rmtree(partial)
+                return _finished_before(job, fingerprint)
             try:
+                _check_room(job, partial)
                 digests = _fill(job, partial, journal, progress)
                 return _finish(job, partial, digests, fingerprint)
             except Exception:
@@ -144,7 +155,9 @@ def _journal(partial: Path, fingerprint: str) -> Iterator[Journal]:
                 rows.append(json.loads(line))
         if not rows or rows[0] != [fingerprint]:
             for entry in partial.iterdir():
-                if entry != path:
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                elif entry != path:
                     entry.unlink()
             stream.truncate(0)
             stream.write(json.dumps([fingerprint]).encode() + b"\n")
@@ -177,7 +190,10 @@ def _fill(job: Job, partial: Path, journal: Journal, progress: Progress) -> dict
                 if known is None or digest_at(handle, offset, nbytes(slot.tensor)) != known:
                     if not hasattr(buffers, "block"):
                         buffers.block = np.empty(BLOCK, np.uint8)
-                    known = _write(handle, slot.tensor, offset, buffers.block)
+                    try:
+                        known = _write(handle, slot.tensor, offset, buffers.block)
+                    except InputError as error:
+                        raise type(error)(f"{slot.name}: {error}") from error
                     journal.add(file, slot, known)
                 progress(nbytes(slot.tensor))
                 return known
@@ -199,6 +215,7 @@ def _fill(job: Job, partial: Path, journal: Journal, progress: Progress) -> dict
 def _open(path: Path, file: TensorFile) -> FileIO:
     """The file at its final size, with its header."""
     size = max((offset + nbytes(slot.tensor) for slot, offset in zip(file.slots, file.offsets, strict=True)), default=0)
+    path.parent.mkdir(exist_ok=True)
     stream = path.open("r+b" if path.exists() else "x+b", buffering=0)
     os.ftruncate(stream.fileno(), max(size, len(file.header)))
     os.pwrite(stream.fileno(), file.header, 0)
@@ -240,8 +257,14 @@ def _finish(job: Job, partial: Path, digests: Mapping[tuple[str, str], str], fin
     """Ledger, small files, manifest, and the rename that makes it all true."""
     (partial / LEDGER).write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in _ledger(job, digests)))
     for name, content in job.output.sidecars.items():
+        (partial / name).parent.mkdir(exist_ok=True)
         (partial / name).write_bytes(content)
-    origin = {"path": str(job.model.checkpoint.path.resolve()), "config": job.config, "fingerprint": fingerprint}
+    origin = {
+        "path": str(job.model.checkpoint.path.resolve()),
+        "config": job.config,
+        "adapter": str(job.adapter.resolve()) if job.adapter else None,
+        "fingerprint": fingerprint,
+    }
     (partial / ORIGIN).write_bytes(json_bytes(origin))
     tensor_files = tuple(File(file.path, (partial / file.path).stat().st_size, None) for file in job.output.files)
     for name in (*job.output.sidecars, LEDGER, ORIGIN):
@@ -250,9 +273,10 @@ def _finish(job: Job, partial: Path, digests: Mapping[tuple[str, str], str], fin
     plain = tuple(describe(partial / name, partial) for name in (*job.output.sidecars, LEDGER))
     artifact = _artifact(job, tensor_files + plain)
     write_manifest(partial, artifact)
-    (partial / ".journal").unlink()
     sync_directory(partial)
     os.rename(partial, job.destination)
+    # Only now: the lock on the journal is what keeps another process out of the directory.
+    (job.destination / ".journal").unlink()
     sync_directory(job.destination.parent)
     return artifact
 
@@ -273,6 +297,7 @@ def _artifact(job: Job, files: tuple[File, ...]) -> Artifact:
             "tensors": len(checkpoint.tensors),
             "skipped": len(checkpoint.skipped),
             "trained": dict(checkpoint.trained),
+            **({"adapter": job.model.adapter} if job.model.adapter else {}),
         },
     )
 
@@ -299,8 +324,14 @@ def _ledger(job: Job, digests: Mapping[tuple[str, str], str]) -> Iterator[dict[s
                 "blake3": digests[file.path, slot.name],
                 "parts": slot.parts,
                 "sources": sorted({name for part in slot.parts for name in job.model.sources[part]}),
-                "transform": slot.transform,
+                "transform": _transform(job.model, slot),
             }
+
+
+def _transform(model: Model, slot: Slot) -> str:
+    """What was done to its parts before the target had them, and then by the target."""
+    before = dict.fromkeys(model.transforms[part] for part in slot.parts if part in model.transforms)
+    return ", ".join([*before, *([slot.transform] if slot.transform else [])])
 
 
 def _check_complete(job: Job) -> None:
@@ -322,8 +353,7 @@ def _check_room(job: Job, partial: Path) -> None:
 
 def _fingerprint(job: Job) -> str:
     """What makes two runs the same job: this version, the plan, the layout of every output, and the source's files."""
-    source = job.model.checkpoint.path
-    stored = sorted(source.rglob("*")) if source.is_dir() else [source]
+    sources = [job.model.checkpoint.path, *([job.adapter] if job.adapter else [])]
     facts = {
         "version": __version__,
         "kind": job.kind,
@@ -332,13 +362,13 @@ def _fingerprint(job: Job) -> str:
             [
                 file.path,
                 _hash(file.header),
-                [[slot.name, slot.parts, slot.transform] for slot in file.slots],
+                [[slot.name, slot.parts, _transform(job.model, slot)] for slot in file.slots],
             ]
             for file in job.output.files
         ],
         "sidecars": {name: _hash(content) for name, content in job.output.sidecars.items()},
-        "source": [str(source.resolve())],
-        "stored": [[str(path.relative_to(source)), *_stamp(path)] for path in stored if path.is_file()],
+        "source": [str(source.resolve()) for source in sources],
+        "stored": [stamp for source in sources for stamp in _stamps(source)],
     }
     return _hash(json.dumps(facts, sort_keys=True).encode())
 
@@ -347,15 +377,18 @@ def _hash(content: bytes) -> str:
     return blake3(content).hexdigest()
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+def _stamps(source: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of every file of a checkpoint."""
+    stored = sorted(source.rglob("*")) if source.is_dir() else [source]
+    files = [(str(path.relative_to(source)), path.stat()) for path in stored if path.is_file()]
+    return [(name, status.st_size, status.st_mtime_ns) for name, status in files]
 
 
 def _finished_before(job: Job, fingerprint: str) -> Artifact:
     origin = job.destination / ORIGIN
     with suppress(OSError, ValueError, KeyError):
         if json.loads(origin.read_bytes())["fingerprint"] == fingerprint and (job.destination / MANIFEST).is_file():
+            (job.destination / ".journal").unlink(missing_ok=True)  # killed after the rename
             return read_manifest(job.destination)
     raise UsageError(
         f"{job.destination} exists and is not the result of this conversion; remove it, or choose another with -o"

@@ -102,7 +102,7 @@ class MappedFile:
         return self.path.name
 
     def view(self, start: int, stop: int) -> Buffer:
-        return memoryview(self.files.bytes(self.path))[start:stop]
+        return memoryview(self.files.bytes(self.path))[start:stop] if start < stop else b""  # none map an empty file
 
 
 @dataclass(frozen=True)
@@ -256,9 +256,10 @@ class Cast:
 
     def fill(self, out: Words) -> None:
         numbers = read(self.source)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities are looked at below, NaN stays NaN
             rounded = numbers.astype(real(self.dtype))
-        if itemsize(self.dtype) <= 2 and np.any(np.isinf(rounded) & np.isfinite(numbers)):
+            lost = itemsize(self.dtype) <= 2 and np.any(np.isinf(rounded) & np.isfinite(numbers))
+        if lost:
             worst = float(np.max(np.abs(numbers.astype(np.float32))))
             raise InputError(f"a value of magnitude {worst:g} does not fit in {self.dtype}; use bfloat16 or float32")
         np.copyto(out, rounded.view(words(self.dtype)))

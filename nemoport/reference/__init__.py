@@ -10,7 +10,7 @@ what is computed in: float64, float32, float16 or bfloat16. `device` is torch's 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,12 +78,13 @@ def rank_logits(
     tokens: NDArray[Any],
     *,
     mask: NDArray[Any] | None = None,
-    max_attention_window: int | None = None,
+    max_attention_window: int | Sequence[int] | None = None,
     dtype: str = "float32",
     device: str = "cpu",
 ) -> NDArray[np.float32]:
     """float32 [batch, length, vocab_size] from the rank files of a TensorRT-LLM checkpoint directory, and from nothing
-    else. A sliding window is not in these files: TensorRT-LLM is told `max_attention_window` at run time."""
+    else. A sliding window is not in these files: TensorRT-LLM is told `max_attention_window` at run time, one for all
+    layers or several that they take in turns."""
     model = load_ranks(directory, max_attention_window=max_attention_window, dtype=dtype, device=device)
     from nemoport.reference import generate
 
@@ -97,7 +98,7 @@ def rank_greedy(
     max_tokens: int,
     stop: Collection[int] = (),
     mask: NDArray[Any] | None = None,
-    max_attention_window: int | None = None,
+    max_attention_window: int | Sequence[int] | None = None,
     dtype: str = "float32",
     device: str = "cpu",
     keep: int = KEEP,
@@ -130,7 +131,7 @@ def load(
 def load_ranks(
     directory: Path,
     *,
-    max_attention_window: int | None = None,
+    max_attention_window: int | Sequence[int] | None = None,
     dtype: str = "float32",
     device: str = "cpu",
     keep: int = 0,

@@ -1,6 +1,6 @@
 """The meaning of a `ModelSpec`: a plain decoder, written from the papers, that reads one matrix at a time.
 
-x = embed[tokens];  x += attention(attn_norm(x));  x += ffn(ffn_norm(x)) ...;  logits = norm(x) @ head
+x = embed[tokens] + positions;  x += attention(attn_norm(x));  x += ffn(ffn_norm(x)) ...;  logits = norm(x) @ head
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemoport.reference.layers import Extend, attention, feed_forward
+from nemoport.errors import UsageError
+from nemoport.reference.layers import Extend, attention, capped, feed_forward
 from nemoport.reference.steps import Cache, Places
 from nemoport.reference.weights import Weights
 from nemoport.spec import Block, ModelSpec, Norm
@@ -48,7 +49,7 @@ class Decoder:
         return self.weights.device
 
     def hidden(self, tokens: Tensor, places: Places, cache: Cache | None) -> Tensor:
-        x = self.weights.gather("embed.weight", tokens)
+        x = enter(self.spec, self.weights, self.weights.gather("embed.weight", tokens), places)
         for layer, block in enumerate(self.spec.blocks):
             extend = partial(cache.extend, layer) if cache else only_this_step
             x = run_block(block, self.spec.norm, self.weights, f"layers.{layer}", x, places, extend)
@@ -56,17 +57,32 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         x = self.weights.norm("norm", self.spec.norm, hidden)
-        return project(self.weights, "embed" if self.spec.head.tied else "head", x)[..., : self.spec.vocab_size]
+        answer = project(self.weights, "embed" if self.spec.head.tied else "head", x)[..., : self.spec.vocab_size]
+        return capped(answer, self.spec.head.softcap)
+
+
+def enter(spec: ModelSpec, weights: Weights, embedded: Tensor, places: Places) -> Tensor:
+    """What the first block sees of embeddings [batch, length, hidden]."""
+    x = embedded if spec.embedding_scale is None else embedded * spec.embedding_scale
+    if not spec.learned_positions:
+        return x
+    if (last := int(places.queries.max())) >= spec.max_positions:
+        raise UsageError(f"position {last} is outside of the table of {spec.max_positions} learned positions")
+    return x + weights.gather("positions.weight", places.queries)
 
 
 def run_block(
     block: Block, norm: Norm, weights: Weights, name: str, x: Tensor, places: Places, extend: Extend
 ) -> Tensor:
     """One layer, x [batch, length, hidden] to the same shape."""
-    x = x + attention(
-        block.mixer, norm, weights, f"{name}.attn", weights.norm(f"{name}.attn_norm", norm, x), places, extend
-    )
-    return x + feed_forward(block.ffn, weights, f"{name}.ffn", weights.norm(f"{name}.ffn_norm", norm, x))
+    if block.mixer:
+        normed = weights.norm(f"{name}.attn_norm", norm, x)
+        mixed = attention(block.mixer, norm, weights, f"{name}.attn", normed, places, extend)
+        x = x + (weights.norm(f"{name}.attn_post_norm", norm, mixed) if block.post_norms else mixed)
+    if block.ffn:
+        fed = feed_forward(block.ffn, weights, f"{name}.ffn", weights.norm(f"{name}.ffn_norm", norm, x))
+        x = x + (weights.norm(f"{name}.ffn_post_norm", norm, fed) if block.post_norms else fed)
+    return x
 
 
 def project(weights: Weights, name: str, x: Tensor) -> Tensor:

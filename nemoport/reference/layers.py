@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,30 +21,38 @@ from nemoport.spec import Activation, Attention, Dense, Norm
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """This step's keys and values to those of all steps so far."""
 
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu}
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu2": lambda x: F.relu(x).square(),
+}
 
 
 def attention(
     mixer: Attention, norm: Norm, weights: Weights, name: str, x: Tensor, places: Places, extend: Extend
 ) -> Tensor:
-    """x [batch, length, hidden] to the same shape. `norm` is the model's, whose eps the norms of q and k share."""
+    """x [batch, length, hidden] to the same shape. `norm` is the model's: those of q and k have its eps and centre."""
     q, k, v = (_heads(weights.linear(f"{name}.{part}", x), mixer.head_dim) for part in "qkv")
     if mixer.qk_norm:
-        over_head = Norm(kind="rms", eps=norm.eps)
+        over_head = Norm(kind="rms", eps=norm.eps, zero_centered=norm.zero_centered)
         q, k = weights.norm(f"{name}.q_norm", over_head, q), weights.norm(f"{name}.k_norm", over_head, k)
     if mixer.rope:
         q, k = rotate(q, places.queries, mixer.rope), rotate(k, places.queries, mixer.rope)
     k, v = extend(k, v)
-    mixed = attend(q, k, v, places.visible(mixer.window))
+    mixed = attend(q, k, v, places.visible(mixer.window), mixer.scale, mixer.softcap)
     return weights.linear(f"{name}.o", mixed.transpose(1, 2).flatten(2))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """softmax(q k / sqrt(head_dim)) v for q [batch, heads, length, head_dim] and k, v [batch, kv_heads, positions,
-    head_dim]; query head i looks at KV head i // (heads / kv_heads)."""
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float | None = None, softcap: float | None = None
+) -> Tensor:
+    """softmax(q k scale) v for q [batch, heads, length, head_dim] and k, v [batch, kv_heads, positions, head_dim];
+    query head i looks at KV head i // (heads / kv_heads). `scale` None is 1 / sqrt(head_dim)."""
     kv_heads, head_dim = k.shape[1], q.shape[-1]
     q = q.reshape(len(q), kv_heads, -1, *q.shape[2:])  # [batch, kv_heads, heads / kv_heads, length, head_dim]
-    scores = q @ k[:, :, None].transpose(-1, -2) / math.sqrt(head_dim)
+    scores = q @ k[:, :, None].transpose(-1, -2) * (scale or 1 / math.sqrt(head_dim))
+    scores = capped(scores, softcap)
     # The lowest number rather than -inf: a row of nothing but padding stays finite.
     scores = scores.masked_fill(~visible[:, None, None], torch.finfo(scores.dtype).min)
     shares = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1).to(v.dtype)
@@ -58,6 +67,11 @@ def feed_forward(ffn: Dense, weights: Weights, name: str, x: Tensor) -> Tensor:
     else:
         inner = act(weights.linear(f"{name}.up", x))
     return weights.linear(f"{name}.down", inner)
+
+
+def capped(x: Tensor, softcap: float | None) -> Tensor:
+    """Within (-softcap, softcap), and hardly changed near 0 (arXiv:2408.00118, section 2)."""
+    return x if softcap is None else torch.tanh(x / softcap) * softcap
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:

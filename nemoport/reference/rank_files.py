@@ -7,6 +7,7 @@ other. All linear weights are [out, in]; layers count from 0 in every pipeline s
     attention.dense.weight  the output projection, cut along its input; its bias is whole on every rank
     mlp.fc, mlp.gate        gate and up (in this order), cut along their output
     mlp.proj                down, cut like attention.dense
+                            (not gated: mlp.fc is the up-projection)
     lm_head.weight          rows padded to a multiple of tp, then cut; on the last stage
     vocab_embedding.weight  on the first stage; whole, or cut along `embedding_sharding_dim`
 
@@ -28,16 +29,27 @@ from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.exporters.dtypes import BY_SAFETENSORS, itemsize
 from nemoport.exporters.tensor import Files, LazyTensor, cut
 from nemoport.reference import rank_config
-from nemoport.spec import ModelSpec, Plan, tensors
+from nemoport.reference.rank_config import Windows
+from nemoport.spec import Block, ModelSpec, Plan, tensors
 
-OF_A_LAYER = {
+ENDS = {
+    "transformer.vocab_embedding": "embed",
+    "transformer.position_embedding": "positions",
+    "transformer.ln_f": "norm",
+    "lm_head": "head",
+}
+ATTENTION = {
     "attention.qkv": ("attn.q", "attn.k", "attn.v"),
     "attention.dense": ("attn.o",),
-    "mlp.fc": ("ffn.gate",),
-    "mlp.gate": ("ffn.up",),
-    "mlp.proj": ("ffn.down",),
     "input_layernorm": ("attn_norm",),
-    "post_layernorm": ("ffn_norm",),
+}
+GATED = {"mlp.fc": ("ffn.gate",), "mlp.gate": ("ffn.up",), "mlp.proj": ("ffn.down",)}
+PLAIN = {"mlp.fc": ("ffn.up",), "mlp.proj": ("ffn.down",)}
+NORMS = {"post_layernorm": ("ffn_norm",)}
+NORMS_OF_GEMMA_2 = {
+    "post_layernorm": ("attn_post_norm",),
+    "pre_feedforward_layernorm": ("ffn_norm",),
+    "post_feedforward_layernorm": ("ffn_post_norm",),
 }
 """A stored tensor of a layer, and the canonical ones stacked in it."""
 
@@ -57,7 +69,7 @@ class Ranked:
     ranks: tuple[Mapping[str, LazyTensor], ...]
 
 
-def read(directory: Path, max_attention_window: int | None = None) -> Ranked:
+def read(directory: Path, max_attention_window: Windows = None) -> Ranked:
     """Read the config and every header. The format knows no sliding window: TensorRT-LLM is told it at run time."""
     spec, plan, axis = rank_config.read(directory / "config.json", max_attention_window)
     _check_names(directory, plan.world)
@@ -84,7 +96,7 @@ def _rank(
 ) -> dict[str, LazyTensor]:
     path = directory / f"rank{rank}.safetensors"
     sizes = _local_shapes(spec, plan, axis, rank)
-    layout = _layout(sizes)
+    layout = _layout(spec.blocks[0], sizes)
     stored = _stored(path, files)
     assert plan.dtype is not None
     needed = {
@@ -115,18 +127,22 @@ def _local_shapes(spec: ModelSpec, plan: Plan, axis: int | None, rank: int) -> d
     }[axis]
     if not spec.head.tied:
         sizes["head.weight"] = (rows, spec.hidden_size)
-    elsewhere = {"embed.weight"} if stage != 0 else set()
-    elsewhere |= {"head.weight", "norm.weight"} if stage != last else set()
+    elsewhere = {"embed.weight", "positions.weight"} if stage != 0 else set()
+    elsewhere |= {"head.weight", "norm.weight", "norm.bias"} if stage != last else set()
     return {name: shape for name, shape in sizes.items() if name not in elsewhere}
 
 
-def _layout(sizes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, ...]]:
-    """Stored name -> the canonical tensors stacked in it along the first axis."""
-    ends = {"transformer.vocab_embedding": "embed", "transformer.ln_f": "norm", "lm_head": "head"}
-    whole: dict[str, tuple[str, ...]] = {stored: (canonical,) for stored, canonical in ends.items()}
+def _layout(block: Block, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, ...]]:
+    """Stored name -> the canonical tensors stacked in it along the first axis. All blocks are alike."""
+    whole: dict[str, tuple[str, ...]] = {stored: (canonical,) for stored, canonical in ENDS.items()}
+    of_a_layer = {
+        **ATTENTION,
+        **(GATED if block.ffn and block.ffn.gated else PLAIN),
+        **(NORMS_OF_GEMMA_2 if block.post_norms else NORMS),
+    }
     layers = {int(name.split(".")[1]) for name in sizes if name.startswith("layers.")}
     for layer in sorted(layers):
-        for stored, parts in OF_A_LAYER.items():
+        for stored, parts in of_a_layer.items():
             whole[f"transformer.layers.{layer}.{stored}"] = tuple(f"layers.{layer}.{part}" for part in parts)
     return {
         f"{stored}.{kind}": tuple(f"{part}.{kind}" for part in parts)
@@ -138,8 +154,8 @@ def _layout(sizes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, ...]]:
 
 def _buffers(spec: ModelSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Tables of angles that TensorRT-LLM's own saver leaves in every rank, and that its loader does without."""
-    rope = spec.blocks[0].mixer.rope
-    assert rope is not None
+    if (rope := spec.mixers[0].rope) is None:
+        return {}
     return {
         "embed_positions": ("float32", (1, spec.max_positions, rope.dims)),
         "embed_positions_for_gpt_attention": ("float32", (1, spec.max_positions * rope.dims)),

@@ -14,8 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nemoport.reference.decoder import only_this_step, project
-from nemoport.reference.layers import attention, feed_forward
+from nemoport.reference.decoder import enter, only_this_step, project
+from nemoport.reference.layers import attention, capped, feed_forward
 from nemoport.reference.steps import Cache, Places
 from nemoport.reference.weights import Weights
 from nemoport.spec import Block, ModelSpec, Plan
@@ -35,7 +35,8 @@ class RankedDecoder:
         return self.ranks[0].device
 
     def hidden(self, tokens: Tensor, places: Places, cache: Cache | None) -> Tensor:
-        x = self._embed(tokens)
+        ranks = self._stage(0)
+        x = [enter(self.spec, rank, part, places) for rank, part in zip(ranks, self._embed(tokens), strict=True)]
         for stage in range(self.plan.pp):
             for layer, block in enumerate(self._local(stage).blocks):
                 x = self._block(block, stage, layer, x, places, cache)
@@ -47,7 +48,7 @@ class RankedDecoder:
         ranks = self._stage(self.plan.pp - 1)
         normed = [rank.norm("norm", self.spec.norm, x) for rank, x in zip(ranks, hidden, strict=True)]
         parts = [project(rank, name, x) for rank, x in zip(ranks, normed, strict=True)]
-        return torch.cat(parts, dim=-1)[..., : self.spec.vocab_size]
+        return capped(torch.cat(parts, dim=-1)[..., : self.spec.vocab_size], self.spec.head.softcap)
 
     def _embed(self, tokens: Tensor) -> list[Tensor]:
         ranks = self._stage(0)
@@ -63,17 +64,25 @@ class RankedDecoder:
         self, block: Block, stage: int, layer: int, x: list[Tensor], places: Places, cache: Cache | None
     ) -> list[Tensor]:
         ranks, norm, name = self._stage(stage), self.spec.norm, f"layers.{layer}"
-        parts = []
-        for position, rank in enumerate(ranks):
-            extend = partial(cache.extend, (stage, position, layer)) if cache else only_this_step
-            normed = rank.norm(f"{name}.attn_norm", norm, x[position])
-            parts.append(attention(block.mixer, norm, rank, f"{name}.attn", normed, places, extend))
-        x = add(x, all_reduce(parts))
-        parts = []
-        for position, rank in enumerate(ranks):
-            normed = rank.norm(f"{name}.ffn_norm", norm, x[position])
-            parts.append(feed_forward(block.ffn, rank, f"{name}.ffn", normed))
-        return add(x, all_reduce(parts))
+        if block.mixer:
+            parts = []
+            for position, rank in enumerate(ranks):
+                extend = partial(cache.extend, (stage, position, layer)) if cache else only_this_step
+                normed = rank.norm(f"{name}.attn_norm", norm, x[position])
+                parts.append(attention(block.mixer, norm, rank, f"{name}.attn", normed, places, extend))
+            x = add(x, self._post_norm(block, ranks, f"{name}.attn_post_norm", all_reduce(parts)))
+        if block.ffn:
+            parts = []
+            for position, rank in enumerate(ranks):
+                normed = rank.norm(f"{name}.ffn_norm", norm, x[position])
+                parts.append(feed_forward(block.ffn, rank, f"{name}.ffn", normed))
+            x = add(x, self._post_norm(block, ranks, f"{name}.ffn_post_norm", all_reduce(parts)))
+        return x
+
+    def _post_norm(self, block: Block, ranks: Sequence[Weights], name: str, x: list[Tensor]) -> list[Tensor]:
+        if not block.post_norms:
+            return x
+        return [rank.norm(name, self.spec.norm, part) for rank, part in zip(ranks, x, strict=True)]
 
     def _stage(self, stage: int) -> tuple[Weights, ...]:
         return self.ranks[stage * self.plan.tp : (stage + 1) * self.plan.tp]

@@ -77,7 +77,8 @@ class Weights:
         if norm.kind == "layer":
             wide = wide - wide.mean(-1, keepdim=True)
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)
-        scaled = normed * self.read(f"{name}.weight")
+        weight = self.read(f"{name}.weight").to(wide.dtype)
+        scaled = normed * (weight + 1 if norm.zero_centered else weight)
         return (scaled + self.read(f"{name}.bias") if norm.kind == "layer" else scaled).to(x.dtype)
 
     def observe(self, name: str, x: Tensor) -> None:

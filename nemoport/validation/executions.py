@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemoport import reference
-from nemoport.errors import UnsupportedInput
 from nemoport.exporters import source
+from nemoport.exporters.adapters import huggingface as peft
 from nemoport.exporters.dtypes import real
+from nemoport.exporters.targets.trtllm import attention_windows
 from nemoport.reference import rank_files
 from nemoport.runner.client import Client
 from nemoport.runner.model import LoadOptions, load_version
@@ -21,7 +22,7 @@ from nemoport.runner.serve import serving
 from nemoport.runner.server import Server
 from nemoport.validation import weights
 from nemoport.validation.measures import Logits
-from nemoport.validation.prompts import Prompt, windows
+from nemoport.validation.prompts import Prompt
 from nemoport.validation.subject import Subject, in_repository
 from nemoport.validation.weights import Share
 
@@ -55,7 +56,8 @@ class Execution:
 
 @contextmanager
 def huggingface(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
-    model = source.model(subject.files)
+    carried = subject.files / peft.DIRECTORY
+    model = source.model(subject.files, adapter=carried if peft.recognises(carried) else None)
     runs = reference.load(model.spec, model.tensors, keep=KEEP, device=reference.device())
     yield Execution(
         by=f"the reference on {reference.device()}, from config.json and safetensors",
@@ -66,16 +68,17 @@ def huggingface(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
 
 @contextmanager
 def ranks(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
-    world, window = subject.artifact.plan.world, _window(subject)
-    runs = reference.load_ranks(subject.files, max_attention_window=window, keep=KEEP, device=reference.device())
-    told = (
-        f"max_attention_window={window} is not in the files: TensorRT-LLM must be given it at run time, as it was here"
+    world, told = subject.artifact.plan.world, attention_windows(subject.artifact.spec)
+    runs = reference.load_ranks(subject.files, max_attention_window=told or None, keep=KEEP, device=reference.device())
+    given = (
+        f"max_attention_window {' '.join(map(str, told))} is not in the files: "
+        "TensorRT-LLM must be given it at run time, as it was here"
     )
     yield Execution(
         by=f"the reference on {reference.device()}, simulating {world} ranks from config.json and rank files",
-        holds=weights.of_ranks(rank_files.read(subject.files)),
+        holds=weights.of_ranks(rank_files.read(subject.files), subject.artifact.spec),
         logits=lambda prompt: ask(runs, prompt),
-        notes=(told,) if window is not None else (),
+        notes=(given,) if told else (),
     )
 
 
@@ -161,11 +164,3 @@ class GraphDecoder:
             for each in signature.inputs
             if each.name.startswith("past_key_values.")
         }
-
-
-def _window(subject: Subject) -> int | None:
-    """What TensorRT-LLM has to be told: one number, which it takes for every layer."""
-    found = windows(subject.artifact.spec)
-    if len({block.mixer.window for block in subject.artifact.spec.blocks}) > 1:
-        raise UnsupportedInput(f"{subject.name} has layers with and without a window; one for all is validated")
-    return found[0] if found else None

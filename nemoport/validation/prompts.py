@@ -51,7 +51,7 @@ def prompts(spec: ModelSpec, batch: int) -> tuple[Prompt, ...]:
 
 
 def windows(spec: ModelSpec) -> tuple[int, ...]:
-    return tuple(sorted({block.mixer.window for block in spec.blocks if block.mixer.window is not None}))
+    return tuple(sorted({mixer.window for mixer in spec.mixers if mixer.window is not None}))
 
 
 def _prompt(spec: ModelSpec, name: str, lengths: list[int], batch: int) -> Prompt:

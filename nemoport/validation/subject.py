@@ -50,19 +50,29 @@ def verify(subject: Subject) -> None:
     publish.verify(subject.files, subject.evidence, subject.artifact)
 
 
-def origin(subject: Subject) -> tuple[Path, Mapping[str, Any] | None]:
-    """Where on this machine the artifact was converted from, and the --config that was given."""
+@dataclass(frozen=True)
+class Origin:
+    """Where on this machine an artifact was converted from, and the --config and --adapter that were given."""
+
+    path: Path
+    config: Mapping[str, Any] | None = None
+    adapter: Path | None = None
+
+
+def origin(subject: Subject) -> Origin:
     path = subject.evidence / ORIGIN
     if not path.is_file():
         raise UsageError(f"{subject.name} does not know where it came from; give the checkpoint with --against CKPT")
     try:
         data = json.loads(path.read_bytes())
-        source, given = Path(data["path"]), data["config"]
+        adapter = Path(data["adapter"]) if data.get("adapter") else None
+        made = Origin(Path(data["path"]), data["config"], adapter)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedInput(f"{path} is not what convert wrote ({error!r}); use --against CKPT") from error
-    if not source.exists():
-        raise UsageError(f"{subject.name} was converted from {source}, which is gone; use --against CKPT")
-    return source, given
+    for place, option in ((made.path, "--against CKPT"), (made.adapter, "--against CKPT --adapter DIR")):
+        if place is not None and not place.exists():
+            raise UsageError(f"{subject.name} was converted from {place}, which is gone; use {option}")
+    return made
 
 
 @contextmanager

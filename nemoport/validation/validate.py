@@ -14,7 +14,6 @@ from nemoport import __version__, artifact, reference
 from nemoport.errors import DamagedInput, InputError, UnsupportedInput, UsageError
 from nemoport.exporters import source
 from nemoport.exporters.checkpoint import Model
-from nemoport.exporters.tensor import cast
 from nemoport.runner.model import LoadOptions
 from nemoport.validation import checks
 from nemoport.validation.checks import Expected
@@ -22,8 +21,8 @@ from nemoport.validation.executions import EXECUTIONS, KEEP, Execution, ask
 from nemoport.validation.measures import distance
 from nemoport.validation.prompts import LONGEST, Prompt, prompts, windows
 from nemoport.validation.report import Check, Report
-from nemoport.validation.subject import Subject, is_artifact, of_artifact, of_repository, origin, verify
-from nemoport.validation.weights import dtypes
+from nemoport.validation.subject import Origin, Subject, is_artifact, of_artifact, of_repository, origin, verify
+from nemoport.validation.weights import rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +32,8 @@ class Request:
     version: str | None = None
     against: Path | None = None
     config: Mapping[str, Any] | None = None
+    adapter: Path | None = None
+    """Of `against`."""
     allow_cpu_fallback: bool = False
 
 
@@ -43,8 +44,10 @@ def validate(request: Request) -> Report:
         raise UnsupportedInput(
             f"{subject.name} is of kind {subject.artifact.kind}; {', '.join(EXECUTIONS)} are validated"
         )
-    path, config = (request.against, request.config) if request.against else origin(subject)
-    model = source.model(path, request.config or config, subject.artifact.plan.vocab)
+    made = Origin(request.against) if request.against else origin(subject)
+    config, adapter = request.config or made.config, request.adapter or made.adapter
+    plan = subject.artifact.plan
+    model = source.model(made.path, config, plan.vocab, adapter, plan.weights)
     report = _report(subject, model, LoadOptions(allow_cpu_fallback=request.allow_cpu_fallback))
     artifact.write_atomically(subject.evidence / artifact.REPORT, artifact.json_bytes(report.as_json()))
     return report
@@ -96,12 +99,11 @@ def _files_match(subject: Subject) -> Check:
 def _expected(model: Model, execution: Execution, asked: tuple[Prompt, ...]) -> dict[Prompt, Expected]:
     """The source in float32, with its weights rounded as the artifact holds them; below float32, computed in the
     artifact's dtype too."""
-    held = dtypes(execution.holds)
-    rounded = {name: cast(tensor, held.get(name, tensor.dtype)) for name, tensor in model.tensors.items()}
-    exact = reference.load(model.spec, rounded, keep=KEEP, device=reference.device())
+    weights = rounded(model, execution.holds)
+    exact = reference.load(model.spec, weights, keep=KEEP, device=reference.device())
     noisy = None
     if execution.computes_in != "float32":
-        noisy = reference.load(model.spec, rounded, dtype=execution.computes_in, keep=KEEP, device=reference.device())
+        noisy = reference.load(model.spec, weights, dtype=execution.computes_in, keep=KEEP, device=reference.device())
     expected = {}
     for prompt in asked:
         wanted = ask(exact, prompt)
@@ -124,7 +126,12 @@ def _begun(subject: Subject, model: Model) -> Report:
         subject=subject.name,
         kind=subject.artifact.kind,
         artifact=artifact.identity(subject.evidence),
-        source={"path": str(model.checkpoint.path), "format": model.checkpoint.format, "family": model.spec.family},
+        source={
+            "path": str(model.checkpoint.path),
+            "format": model.checkpoint.format,
+            "family": model.spec.family,
+            **({"adapter": model.adapter} if model.adapter else {}),
+        },
         executed_by="nothing",
         checks=(),
         environment={"nemoport": __version__, "python": platform.python_version(), "machine": platform.machine()}

@@ -15,6 +15,7 @@ import numpy as np
 from onnx import TensorProto, load_model
 
 from nemoport.exporters.checkpoint import Model
+from nemoport.exporters.derived import shift
 from nemoport.exporters.dtypes import DTYPES, words
 from nemoport.exporters.tensor import Files, LazyTensor, cast, cut, read
 from nemoport.reference import rank_files
@@ -36,20 +37,24 @@ class Share:
     position: int = 0
     """Which share of `shares` this is."""
     shares: int = 1
+    plus: float = 0.0
+    """What the format adds to every element before rounding it."""
 
 
 def of_model(model: Model) -> tuple[Share, ...]:
     return tuple(Share(name, tensor) for name, tensor in model.tensors.items())
 
 
-def of_ranks(ranked: rank_files.Ranked) -> tuple[Share, ...]:
-    """Layers are renumbered from 0 in every stage."""
+def of_ranks(ranked: rank_files.Ranked, spec: ModelSpec) -> tuple[Share, ...]:
+    """Layers are renumbered from 0 in every stage. The format has no zero-centred norms: it stores 1 + w."""
     layers, held = len(ranked.spec.blocks) // ranked.plan.pp, []
+    plus = 1.0 if spec.norm.zero_centered and not ranked.spec.norm.zero_centered else 0.0
     for rank, local in enumerate(ranked.ranks):
         stage, position = divmod(rank, ranked.plan.tp)
         for name, tensor in local.items():
             whole = _renumbered(name, stage * layers)
-            held.append(Share(whole, tensor, f"rank{rank}.safetensors", position, ranked.plan.tp))
+            added = plus if name.endswith("norm.weight") else 0.0
+            held.append(Share(whole, tensor, f"rank{rank}.safetensors", position, ranked.plan.tp, added))
     return tuple(held)
 
 
@@ -73,9 +78,18 @@ def differences(model: Model, held: Sequence[Share]) -> tuple[str, ...]:
     return (*missing, *(text for each in held if (text := _difference(each, model.tensors))))
 
 
-def dtypes(held: Sequence[Share]) -> dict[str, str]:
-    """In which dtype each tensor of the model is held."""
-    return {each.name: each.tensor.dtype for each in held}
+def rounded(model: Model, held: Sequence[Share]) -> dict[str, LazyTensor]:
+    """The source's tensors as precise as the artifact holds them, and no less like the source."""
+    found = {each.name: each for each in held}
+    return {name: _rounded(tensor, found[name]) if name in found else tensor for name, tensor in model.tensors.items()}
+
+
+def _rounded(tensor: LazyTensor, share: Share) -> LazyTensor:
+    return shift(_as_held(tensor, share), -share.plus) if share.plus else _as_held(tensor, share)
+
+
+def _as_held(tensor: LazyTensor, share: Share) -> LazyTensor:
+    return cast(shift(tensor, share.plus) if share.plus else tensor, share.tensor.dtype)
 
 
 def _renumbered(name: str, first: int) -> str:
@@ -93,7 +107,7 @@ def _difference(share: Share, source: Mapping[str, LazyTensor]) -> str:
         return f"{where} is no tensor of the source"
     if (wanted := _run(source[name], share)) is None:
         return f"{where} is {list(share.tensor.shape)}, a share of {list(source[name].shape)} needed"
-    count, size = _count(share.tensor, cast(wanted, share.tensor.dtype)), prod(wanted.shape)
+    count, size = _count(share.tensor, _as_held(wanted, share)), prod(wanted.shape)
     return f"{where} differs in {count} of {size} elements" if count else ""
 
 
@@ -101,7 +115,7 @@ def _run(whole: LazyTensor, share: Share) -> LazyTensor | None:
     """What a rank must hold of a tensor: one of equal runs along the axis that was cut. Where there are fewer runs
     than ranks (KV heads) each serves several; where they do not divide (vocabulary) the last ones are padded.
     None for a shape that is no such run."""
-    shape, padded = share.tensor.shape, share.name == "head.weight"
+    shape, padded = share.tensor.shape, share.name in ("head.weight", "embed.weight")
     cuts = [axis for axis, size in enumerate(whole.shape) if axis < len(shape) and shape[axis] != size]
     if len(shape) != len(whole.shape) or len(cuts) > 1 or (cuts and share.shares == 1):
         return None

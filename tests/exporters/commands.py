@@ -37,9 +37,11 @@ def converted(
 def planned(
     source: Fixture | Path, to: str, destination: Path, *, config: Mapping[str, Any] | None = None, **plan: Any
 ) -> stream.Job:
+    path = source
     if isinstance(source, Fixture):
-        source, config = source.path, source.config
-    return convert.plan(source, to, destination, config=config, plan=Plan(**plan))
+        path, config = source.path, source.config
+    assert isinstance(path, Path)
+    return convert.plan(path, to, destination, config=config, plan=Plan(**plan))
 
 
 def command(*arguments: object) -> Result:

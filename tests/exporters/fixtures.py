@@ -61,6 +61,15 @@ LLAMA = {
     "megatron_bridge, iteration": Fixture(_BRIDGE / "llama/iter_0000000", "megatron_bridge", 300),
     "nemo2": Fixture(_NEMO2 / "llama_tp1pp1", "nemo2", 384),
     "nemo2, weights": Fixture(_NEMO2 / "llama_tp1pp1/weights", "nemo2", 384),
+    "nemo1": Fixture(MEGATRON / "nemo1/llama_tp2pp2.nemo", "nemo1", 512),
+    "nemo1, torch_dist": Fixture(MEGATRON / "nemo1/llama_torch_dist.nemo", "nemo1", 384),
+    "megatron_legacy": Fixture(_LM / "legacy_tp2pp2", "megatron_legacy", 512),
+    "megatron_legacy, iteration": Fixture(_LM / "legacy_tp2pp2/iter_0000010", "megatron_legacy", 512),
+    "zarr": Fixture(_MCORE / "llama_zarr_prefix_model", "zarr", 384, _MCORE / "llama_zarr_prefix_model.cfg.json"),
+    "torch_dcp": Fixture(_LM / "fsdp_dtensor", "torch_dcp", 384),
+    "torch_dcp, iteration": Fixture(_LM / "fsdp_dtensor/iter_0000010", "torch_dcp", 384),
+    "nemo_automodel": Fixture(MEGATRON / "automodel/llama", "nemo_automodel", 300),
+    "nemo_automodel, model": Fixture(MEGATRON / "automodel/llama/epoch_0_step_9/model", "nemo_automodel", 300),
     "huggingface": Fixture(HUGGINGFACE, "huggingface", 300),
 }
 every_llama = pytest.mark.parametrize("fixture", LLAMA.values(), ids=LLAMA.keys())

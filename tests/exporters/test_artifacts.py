@@ -13,6 +13,7 @@ from blake3 import blake3
 
 from nemoport import plugins
 from nemoport.artifact import LEDGER, MANIFEST, ORIGIN
+from nemoport.errors import DamagedInput
 from nemoport.exporters import source
 from nemoport.exporters.convert import TARGETS
 
@@ -21,7 +22,7 @@ from .conftest import Once
 from .fixtures import LLAMA, Fixture, every_llama
 
 every_target = pytest.mark.parametrize("target", plugins.names(TARGETS))
-PLANS = {"trtllm": {"tp": 2, "pp": 2}}
+PLANS: dict[str, dict[str, Any]] = {"trtllm": {"tp": 2, "pp": 2}}
 
 
 @every_target
@@ -39,13 +40,14 @@ def test_every_source_tensor_is_accounted_for_exactly_once(fixture: Fixture, tar
             assert (row["dtype"], row["shape"]) == (tensor.dtype, list(tensor.shape))
 
 
-@pytest.mark.parametrize("name", [name for name, fixture in LLAMA.items() if fixture.format != "huggingface"])
+@pytest.mark.parametrize("name", [name for name, fixture in LLAMA.items() if any(fixture.path.rglob(".metadata"))])
 def test_the_ledger_knows_every_name_of_the_index(name: str, once: Once) -> None:
     """The judge reads the names in `.metadata` itself; layers that lie stacked under one name are a row each."""
     strings = {
         value
         for value in _strings((LLAMA[name].weights / ".metadata").read_bytes())
         if value.startswith(("decoder.", "embedding.", "output_layer.", "rng_state", "optimizer."))
+        and value != "rng_state"  # which torch lists apart, as a step on the way to its names
     }
     named = {row["source"] for row in ledger(once(LLAMA[name], "hf")) if "source" in row}
     assert {_unnumbered(each) for each in named} >= {_unnumbered(each) for each in strings}
@@ -132,7 +134,7 @@ def test_an_altered_byte_is_noticed(target: str, tmp_path: Path) -> None:
         before = path.read_bytes()
         for place in (0, len(before) - 1):
             path.write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
-            with pytest.raises(source.DamagedInput, match=re.escape(file.path)):
+            with pytest.raises(DamagedInput, match=re.escape(file.path)):
                 artifact_of(directory)
         path.write_bytes(before)
     artifact_of(directory)

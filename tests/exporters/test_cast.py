@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nemoport.exporters.dtypes import words
 from nemoport.exporters.tensor import Held, cast, read
 from nemoport.spec import DTYPES
 
@@ -37,9 +38,8 @@ def test_a_model_is_cast_as_torch_casts_it(fixture: object, dtype: str, tmp_path
 @pytest.mark.parametrize("source", DTYPES)
 def test_any_number_is_cast_as_torch_casts_it(source: str, dtype: str) -> None:
     """Random bits: all exponents, denormals, infinities. Not a number stays so, whichever bits say it."""
-    stored = {"float32": np.uint32, "float16": np.uint16, "bfloat16": np.uint16}[source]
-    bits = np.random.default_rng(2).integers(0, np.iinfo(stored).max, 200_000, dtype=stored, endpoint=True)
-    numbers = torch.from_numpy(bits.view(f"i{bits.itemsize}")).view(getattr(torch, source))
+    bits = np.frombuffer(np.random.default_rng(2).bytes(400_000), words(source))
+    numbers = torch.from_numpy(bits.view(f"i{bits.itemsize}").copy()).view(getattr(torch, source))
     expected = numbers.to(getattr(torch, dtype))
     fits = ~(expected.isinf() & numbers.isfinite())
     found = torch_tensor(cast(Held(bits[fits.numpy()], source), dtype))

@@ -28,7 +28,7 @@ MCORE = ("--config", LLAMA["torch_dist"].config_file)
 class Case:
     """A copy of `source`, changed in place or into another path, and how its conversion must end."""
 
-    code: int
+    code: int | tuple[int, ...]
     source: Path
     change: Change = lambda path: None
     arguments: tuple[object, ...] = ()
@@ -161,6 +161,11 @@ def _hostile_shard(path: Path) -> None:
     (path / "made.json").write_text(json.dumps(config(spec, "megatron")))
 
 
+def _empty(path: Path) -> None:
+    shutil.rmtree(path)
+    path.mkdir()
+
+
 def _sharded(path: Path) -> None:
     tensors = load_file(path / "model.safetensors")
     (path / "model.safetensors").unlink()
@@ -196,8 +201,8 @@ YAML_BOMB = b"a: &a [x, x, x, x, x, x, x, x, x]\n" + b"".join(
 CASES = {
     # hostile
     "evil index": Case(5, EVIL / "torch_dist_metadata", arguments=MCORE, says="posix.system"),
-    "evil legacy": Case(3, EVIL / "legacy"),
-    "evil tar": Case(3, EVIL / "traversal.nemo"),
+    "evil legacy": Case(5, EVIL / "legacy", says="posix.system"),
+    "evil tar": Case(5, EVIL / "traversal.nemo", says="leaves the archive"),
     "evil arguments": Case(5, LM, _hostile_common, says="system"),
     "index points outside": Case(3, BARE, _index(_point_to("../../secret")), MCORE, "outside"),
     "index points to an absolute path": Case(3, BARE, _index(_point_to("/etc/passwd")), MCORE, "outside"),
@@ -213,7 +218,7 @@ CASES = {
     "truncated shard": Case(3, NEMO2, _truncate("__0_1.distcp", 0.5), says="truncated"),
     "empty shard": Case(3, NEMO2, _truncate("__0_1.distcp", 0), says="truncated"),
     "missing shard": Case(3, NEMO2, _remove("__0_0.distcp"), says="__0_0.distcp is missing"),
-    "shard of zeros": Case(3, BARE, lambda path: _zero(_first_shard(path)), MCORE, "archive"),
+    "shard of zeros": Case(3, BARE, lambda path: _zero(_first_shard(path)), MCORE, "torch.save"),
     "index cut": Case(3, BARE, _truncate(".metadata", 0.5), MCORE),
     "index empty": Case(3, BARE, _truncate(".metadata", 0), MCORE),
     "index of noise": Case(3, BARE, _overwrite(".metadata", b"\x80\x04noise."), MCORE),
@@ -318,7 +323,7 @@ CASES = {
     "config with a larger vocabulary": Case(
         3, BARE, arguments=("--config", {"vocab_size": 400}), says="word_embeddings"
     ),
-    "config with layer norm": Case(3, BARE, arguments=("--config", {"normalization": "LayerNorm"}), says="LayerNorm"),
+    "config with layer norm": Case(3, BARE, arguments=("--config", {"normalization": "LayerNorm"}), says="no family"),
     "config that is no JSON": Case(3, BARE, lambda path: (path / "b.json").write_text("{"), ("--config", "b.json")),
     "config that is no YAML": Case(3, BARE, lambda path: (path / "b.yaml").write_text("a: ["), ("--config", "b.yaml")),
     # usage
@@ -331,7 +336,7 @@ CASES = {
     "pp that does not divide the layers": Case(2, NEMO2, arguments=("--to", "trtllm", "--pp", 3), says="1, 2 or 4"),
     "ranks for hf": Case(2, NEMO2, arguments=("--tp", 2), says="trtllm"),
     "unknown target": Case(2, NEMO2, arguments=("--to", "gguf"), says="hf"),
-    "an empty directory": Case(3, NEMO2, lambda path: [shutil.rmtree(each) for each in path.iterdir()]),
+    "an empty directory": Case(3, NEMO2, _empty),
 }
 
 
@@ -351,7 +356,7 @@ def test_bad_input_is_one_sentence_and_nothing_else(
     if case.code == 0:
         assert result.exit_code == 0, result.stderr
         return
-    assert result.exit_code == case.code, result.stderr
+    assert result.exit_code in (case.code if isinstance(case.code, tuple) else (case.code,)), result.stderr
     assert case.says in sentence(result.stderr)
     assert len(result.stderr) < 600
     assert not list(place.iterdir())
@@ -369,7 +374,7 @@ def test_inspecting_bad_input_is_one_sentence_too(name: str, tmp_path: Path, mon
     case.change(source)
     monkeypatch.chdir(tmp_path)
     result = command("inspect", source)
-    assert result.exit_code == case.code
+    assert result.exit_code in (case.code if isinstance(case.code, tuple) else (case.code,))
     assert case.says in sentence(result.stderr)
     assert not list(tmp_path.rglob("EVIL_RAN_*"))
 

@@ -10,12 +10,12 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from nemoport.artifact import MANIFEST
 from nemoport.cli import Size
 from nemoport.exporters import stream
 
@@ -90,42 +90,48 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clean(large: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], float]:
-    """The bytes of an undisturbed run, and how long its process took."""
+def clean(large: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The bytes of an undisturbed run."""
     out = tmp_path_factory.mktemp("clean") / "out"
-    began = time.monotonic()
     running = _start(large, out)
     _, stderr = running.communicate()
     assert running.returncode == 0, stderr
-    return contents(out), time.monotonic() - began
+    return contents(out)
 
 
+@pytest.mark.soak
 def test_a_killed_conversion_leaves_nothing_that_looks_finished_and_goes_on(
-    large: Path, clean: tuple[dict[str, bytes], float], tmp_path: Path
+    large: Path, clean: dict[str, bytes], tmp_path: Path
 ) -> None:
-    expected, duration = clean
-    moments = random.Random(ROUNDS)
-    out = tmp_path / "out"
+    """Killed when a random number of slots is in the journal, from before the first to after the last."""
+    numbers, out = random.Random(20), tmp_path / "out"
+    slots = len((planned(large, "trtllm", tmp_path / "never", tp=2)).output.files[0].slots) * 2
     killed = 0
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
         running = _start(large, out)
-        time.sleep(moments.uniform(0.2, 1.05) * duration)
+        _wait_for_slots(tmp_path / ".out.partial" / ".journal", numbers.randint(0, slots) if number else 1, running)
         running.send_signal(signal.SIGKILL)
         running.communicate()
         killed += running.returncode == -signal.SIGKILL
+        assert {path.name for path in tmp_path.iterdir()} <= {".out.partial", "out"}
         if out.exists():
             artifact_of(out)
-            assert contents(out) == expected
+            assert contents(out, ".journal") == clean
             shutil.rmtree(out)
-        else:
-            assert {path.name for path in tmp_path.iterdir()} <= {".out.partial"}
-            assert not list(tmp_path.glob(f"*/{MANIFEST}"))
     running = _start(large, out)
     _, stderr = running.communicate()
     assert running.returncode == 0, stderr
-    assert contents(out) == expected
+    assert contents(out) == clean
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
-    assert killed or not ROUNDS
+    assert killed
+
+
+def _wait_for_slots(journal: Path, count: int, running: subprocess.Popen[str]) -> None:
+    """Until that many lines follow the first in the journal, or the run is over."""
+    while running.poll() is None:
+        if journal.exists() and len(journal.read_bytes().splitlines()) > count:
+            return
+        time.sleep(0.001)
 
 
 def test_a_run_goes_on_with_what_the_killed_one_had_done(large: Path, tmp_path: Path) -> None:
@@ -216,7 +222,7 @@ def test_a_place_that_another_process_writes_to_is_left_to_it(tmp_path: Path) ->
 
 
 def test_of_many_conversions_to_one_place_one_wins_and_the_others_say_so(
-    large: Path, clean: tuple[dict[str, bytes], float], tmp_path: Path
+    large: Path, clean: dict[str, bytes], tmp_path: Path
 ) -> None:
     running = [_start(large, tmp_path / "out") for _ in range(3)]
     ended = [(each.communicate()[1], each.returncode) for each in running]
@@ -225,7 +231,31 @@ def test_of_many_conversions_to_one_place_one_wins_and_the_others_say_so(
         assert code in (0, 2), stderr
         if code:
             sentence(stderr)
-    assert contents(tmp_path / "out") == clean[0]
+    assert contents(tmp_path / "out") == clean
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+INTRUDER = """
+import os, subprocess, sys, time
+def watch(event, found):
+    if event == "os.rename" and str(found[0]).endswith(".out.partial"):
+        other = subprocess.Popen([sys.executable, "-m", "nemoport", *sys.argv[1:]])
+        partial = str(found[0])
+        before = set(os.listdir(partial))
+        while other.poll() is None and before <= set(os.listdir(partial)) <= before | {".journal"}:
+            time.sleep(0.001)
+sys.addaudithook(watch)
+from nemoport.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_nobody_comes_in_while_the_work_is_being_finished(tmp_path: Path) -> None:
+    """The same command starts anew just before the rename of the first, and has until then to do harm."""
+    arguments = ["convert", str(HUGGINGFACE), "--to", "hf", "-o", str(tmp_path / "out")]
+    ended = subprocess.run([sys.executable, "-c", INTRUDER, *arguments], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    artifact_of(tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 

@@ -221,8 +221,8 @@ class Runner:
     def __init__(self, path: Path, spec: ModelSpec, batch: int = 1, dtype: str = "float32") -> None:
         self.session = run_on_cpu(path)
         self.past = {
-            f"past_key_values.{i}.{part}": np.zeros((batch, block.mixer.kv_heads, 0, block.mixer.head_dim), dtype)
-            for i, block in enumerate(spec.blocks)
+            f"past_key_values.{i}.{part}": np.zeros((batch, mixer.kv_heads, 0, mixer.head_dim), dtype)
+            for i, mixer in enumerate(spec.mixers)
             for part in ("key", "value")
         }
 

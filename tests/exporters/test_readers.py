@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from nemoport import plugins
 from nemoport.exporters import source
+from nemoport.exporters.formats import torch_dist
+from nemoport.exporters.formats.tree import Directory, Part
 from nemoport.exporters.tensor import LazyTensor, Span, read
 
 from .commands import converted
@@ -93,16 +95,19 @@ def test_any_slice_is_that_of_the_whole(fixture: Fixture) -> None:
 
 @every_llama
 def test_shapes_are_known_without_the_numbers(fixture: Fixture, tmp_path: Path) -> None:
-    """In the copy, every tensor file is a hole, but for the header of safetensors."""
+    """In the copy, every tensor file is a hole, but for the header of safetensors and the arguments of a run."""
     whole = fixture.path.parent if fixture.path.name == "weights" else fixture.path
-    copy = Path(shutil.copytree(whole, tmp_path / "copy")) / fixture.path.relative_to(whole)
-    for path in (path for path in copy.rglob("*") if path.suffix in (".distcp", ".safetensors")):
-        size = path.stat().st_size
-        header = path.read_bytes()[:8] if path.suffix == ".safetensors" else b""
-        kept = path.read_bytes()[: 8 + int.from_bytes(header, "little")] if header else b""
+    copy = Path((shutil.copytree if whole.is_dir() else shutil.copy)(whole, tmp_path / "copy"))
+    copy /= fixture.path.relative_to(whole)
+    for path in (path for path in copy.rglob("*") if path.is_file()):
+        if (kept := _kept(path)) is None:
+            continue
+        content = path.read_bytes()
         with path.open("wb") as file:
-            file.write(kept)
-            file.truncate(size)
+            file.truncate(len(content))
+            for start, stop in kept:
+                file.seek(start)
+                file.write(content[start:stop])
     hollow, full = (source.model(path, fixture.config) for path in (copy, fixture.path))
     assert hollow.spec == full.spec
     assert {name: tensor.shape for name, tensor in hollow.tensors.items()} == {
@@ -169,7 +174,7 @@ def test_the_layout_of_training_is_told_where_it_is_recorded(fixture: Fixture) -
 
 def test_a_config_goes_before_what_the_files_say(tmp_path: Path) -> None:
     model = source.model(HUGGINGFACE, {"rope_theta": 123.0})
-    rope = model.spec.blocks[0].mixer.rope
+    rope = model.spec.mixers[0].rope
     assert rope is not None
     assert rope.base == 123.0
 
@@ -195,6 +200,17 @@ def test_prefixes_of_the_directory_names_do_not_matter() -> None:
     run, iteration = LLAMA["megatron_lm"], LLAMA["megatron_lm, iteration"]
     assert source.checkpoint(run.path).tensors.keys() == source.checkpoint(iteration.path).tensors.keys()
     assert (MEGATRON / "megatron_lm/torch_dist_tp2/latest_checkpointed_iteration.txt").read_text().strip() == "10"
+
+
+def _kept(path: Path) -> list[Span] | None:
+    """What is needed of a file of tensors without their numbers; None of another file."""
+    if path.suffix == ".safetensors":
+        return [(0, 8 + int.from_bytes(path.read_bytes()[:8], "little"))]
+    if path.suffix == ".distcp":
+        objects = torch_dist.read(Directory(path.parent)).objects.values()
+        places = [each for each in objects if isinstance(each, Part) and each.name == path.name]
+        return [(each.start, each.start + each.size) for each in places]
+    return [] if (path.parent / ".zarray").is_file() and path.name != ".zarray" else None
 
 
 def _bits(tensor: LazyTensor) -> np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger]]:

@@ -94,7 +94,7 @@ def test_padding_rows_of_the_head_are_zeros(model: Path, tmp_path: Path) -> None
 def gather(directory: Path, spec: ModelSpec, tp: int, pp: int) -> dict[str, torch.Tensor]:
     """The ranks put together again by the format's description, written here without the tables of nemoport."""
     ranks = [load_file(directory / f"rank{rank}.safetensors") for rank in range(tp * pp)]
-    mixer = spec.blocks[0].mixer
+    mixer = spec.mixers[0]
     copies, heads = max(1, tp // mixer.kv_heads), mixer.heads // tp * mixer.head_dim
     first, last = ranks[:tp], ranks[-tp:]
     whole = {

@@ -47,6 +47,7 @@ def _one_live_one_staged(root: Path) -> None:
     _staged(root)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "before, command",
     [(_nothing, _publish), (_one_live, _publish), (_staged, _promote), (_one_live_one_staged, _promote)],

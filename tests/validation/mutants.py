@@ -155,7 +155,7 @@ def pair_neighbours(name: str) -> Change:
     """Rows of each head as for a rope that turns (2j, 2j + 1): [0 h 1 h+1 ...]."""
 
     def change(opened: Opened) -> None:
-        size = opened.manifest.spec.blocks[0].mixer.head_dim
+        size = opened.manifest.spec.mixers[0].head_dim
         for piece in opened.pieces(name):
             heads = piece.reshape(-1, 2, size // 2, piece.shape[-1])
             piece[...] = heads.swapaxes(1, 2).reshape(piece.shape).copy()
@@ -167,7 +167,7 @@ def interleave_groups(name: str) -> Change:
     """Query heads [a0 a1 | b0 b1 | ...] as [a0 b0 ... | a1 b1 ...]: heads given to the wrong KV head."""
 
     def change(opened: Opened) -> None:
-        mixer = opened.manifest.spec.blocks[0].mixer
+        mixer = opened.manifest.spec.mixers[0]
         for piece in opened.pieces(name):
             heads = piece.reshape(-1, mixer.heads // mixer.kv_heads, mixer.head_dim, piece.shape[-1])
             piece[...] = heads.swapaxes(0, 1).reshape(piece.shape).copy()
@@ -223,7 +223,7 @@ def tables_of_base(factor: float) -> Change:
 
     def change(opened: Opened) -> None:
         (cos,), (sin,) = opened.named("rope.0.cos"), opened.named("rope.0.sin")
-        rope = opened.manifest.spec.blocks[0].mixer.rope
+        rope = opened.manifest.spec.mixers[0].rope
         assert rope is not None
         angles = np.outer(np.arange(len(cos)), (rope.base * factor) ** -(np.arange(cos.shape[1]) / cos.shape[1]))
         cos[...], sin[...] = np.cos(angles), np.sin(angles)

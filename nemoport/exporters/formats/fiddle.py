@@ -75,6 +75,21 @@ def model_config(path: Path) -> Mapping[str, Any]:
     return {**_DEFAULTS[kind], **{name: _value(value) for name, value in config.items()}}
 
 
+def lora(path: Path) -> Mapping[str, Any]:
+    """The arguments of the LoRA that the model was given; NeMo's own defaults are 32 and 32 (nemo/collections/llm/
+    peft/lora.py). Empty where there is none."""
+    data = mapping(path)
+    objects = data.get("objects")
+    if not isinstance(objects, Mapping):
+        return {}
+    model = _attributes(objects, _attributes(objects, data.get("root")).get("model"))
+    config = _attributes(objects, model.get("model_transform"))
+    if not config:
+        return {}
+    kind = config.pop(_CLASS, "of no class")
+    return {"_target_": kind, "dim": 32, "alpha": 32, **{name: _value(value) for name, value in config.items()}}
+
+
 _CLASS = "__fn_or_cls__"
 
 

@@ -10,11 +10,15 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from nemoport.errors import DamagedInput
+from nemoport.exporters.configs import MOST_LAYERS
 from nemoport.exporters.formats.unpickle import EnumValue, Name
 from nemoport.exporters.tensor import LazyTensor, cut, squeeze
 
+MASTERS = "float32 weights of the optimizer"
 SKIPPED = {
     "extra state of Transformer Engine": "*._extra_state*",
+    MASTERS: "*optimizer.state.fp32_param.*",
     "optimizer state": "optimizer.*",
     "chained optimizer state": "chained_*.optimizer.*",
     "random number generators": "rng_state*",
@@ -27,6 +31,7 @@ _PREFIXES = ("module.", "model.")
 """Left by wrappers (Float16Module, NeMo's MegatronParallel), in any number."""
 
 _STACK = "decoder.layers."
+_MASTER = "optimizer.state.fp32_param."
 _PARALLEL = {"tp": "tensor", "pp": "pipeline", "ep": "expert"}
 
 _ARGUMENTS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
@@ -40,6 +45,56 @@ _ARGUMENTS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "rotary_seq_len_interpolation_factor": ("seq_len_interpolation_factor", lambda value: value),
 }
 """Megatron-LM's argument -> Megatron-core's word (megatron/training/arguments.py)."""
+
+
+_YAML: Mapping[str, tuple[str, Any]] = {
+    "rotary_percentage": ("rotary_percent", 1.0),
+    "encoder_seq_length": ("max_sequence_length", None),
+    "override_vocab_size": ("vocab_size", None),
+    "bias": ("add_bias_linear", True),
+    "qkv_bias": ("add_qkv_bias", False),
+    "share_embeddings_and_output_weights": ("share_embeddings_and_output_weights", True),
+    "position_embedding_type": ("position_embedding_type", "learned_absolute"),
+    "bias_activation_fusion": ("bias_activation_fusion", True),
+}
+"""NeMo 1.0's word -> Megatron-core's, and what NeMo takes an absent one for (megatron_gpt_model.py). The others are
+the same in both, and mean the same when absent."""
+_NORMS: Mapping[Any, tuple[str, bool]] = {
+    "rmsnorm": ("RMSNorm", False),
+    "layernorm": ("LayerNorm", False),
+    "low_precision_layernorm": ("LayerNorm", False),
+    "layernorm1p": ("LayerNorm", True),
+}
+"""NeMo 1.0's normalization -> Megatron-core's, and whether its weights are stored less one."""
+_ACTIVATIONS: Mapping[Any, tuple[str, bool]] = {
+    "swiglu": ("silu", True),
+    "geglu": ("gelu", True),
+    "reglu": ("relu", True),
+    "squared-relu": ("squared_relu", False),
+}
+"""NeMo 1.0's activation, `fast-` or not -> Megatron-core's, and whether it is gated."""
+_NEMO_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "old_context_len": 8192}
+"""What `scale_positional_embedding` means: Llama 3.1's numbers are constants of NeMo 1.0, the factor 8 mostly is."""
+
+
+def words_of_yaml(config: Mapping[str, Any]) -> dict[str, Any]:
+    """NeMo 1.0's `model_config.yaml` in Megatron-core's words."""
+    words = dict(config)
+    for key, (word, absent) in _YAML.items():
+        value = words.pop(key, None)
+        words[word] = absent if value is None else value
+    norm = str(words.get("normalization") or "layernorm").lower()
+    words["normalization"], centered = _NORMS.get(norm, (norm, False))
+    words["layernorm_zero_centered_gamma"] = words.get("layernorm_zero_centered_gamma") or centered
+    activation = str(words.pop("activation", None) or "gelu").removeprefix("fast-")
+    if activation == "gelu" and words.get("openai_gelu"):
+        activation = "openai_gelu"
+    words["activation_func"], words["gated_linear_unit"] = _ACTIVATIONS.get(activation, (activation, False))
+    if words.get("scale_positional_embedding"):
+        words |= {"scale_factor": words.get("scale_factor") or 8.0} | _NEMO_ROPE
+    if words["max_sequence_length"] is None:
+        words["max_sequence_length"] = words.get("max_position_embeddings")
+    return words
 
 
 def words_of_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,29 +136,45 @@ def trained(words: Mapping[str, Any]) -> dict[str, int]:
 
 def weights(stored: Mapping[str, LazyTensor], objects: Iterable[str]) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     """The tensors under Megatron-core's names, stacked layers taken apart; and what is skipped, by which rule."""
-    skipped = {name: rule for name in objects if (rule := _skipped_by(name))}
+    skipped = {name: rule for name in objects if (rule := skipped_by(name))}
     unnamed = {name: "pickled object" for name in objects if name not in skipped}
     kept: dict[str, LazyTensor] = {}
     for name, tensor in stored.items():
-        if rule := _skipped_by(name):
+        if rule := skipped_by(name):
             skipped[name] = rule
-            continue
-        bare = _bare(name)
-        place = bare.removeprefix(_STACK)
-        if place != bare and not place.partition(".")[0].isdecimal():
-            for layer in range(tensor.shape[0] if tensor.shape else 0):
-                kept[f"{_STACK}{layer}.{place}"] = squeeze(cut(tensor, 0, layer, layer + 1))
         else:
-            kept[bare] = tensor
+            kept |= _layers(bare(name), tensor)
     return kept, skipped | unnamed
 
 
-def _skipped_by(name: str) -> str | None:
-    bare = _bare(name)
-    return next((rule for rule, pattern in SKIPPED.items() if fnmatch.fnmatchcase(bare, pattern)), None)
+def masters(stored: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The optimizer's float32 copies, under the names of the weights that they are the masters of."""
+    found: dict[str, LazyTensor] = {}
+    for name, tensor in stored.items():
+        if skipped_by(name) == MASTERS:
+            found |= _layers(bare(name.partition(_MASTER)[2]), tensor)
+    return found
 
 
-def _bare(name: str) -> str:
+def _layers(name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:
+    """A stack of layers taken apart; any other tensor as it is."""
+    place = name.removeprefix(_STACK)
+    if place == name or place.partition(".")[0].isdecimal():
+        return {name: tensor}
+    if not tensor.shape or not 0 < (count := tensor.shape[0]) <= MOST_LAYERS:
+        raise DamagedInput(f"{name} has shape {list(tensor.shape)}, its first axis should be the layers")
+    return {f"{_STACK}{layer}.{place}": squeeze(cut(tensor, 0, layer, layer + 1)) for layer in range(count)}
+
+
+def skipped_by(name: str) -> str | None:
+    """The rule that skips a stored thing, if one does."""
+    """The rule that skips a name, if one does."""
+    place = bare(name)
+    return next((rule for rule, pattern in SKIPPED.items() if fnmatch.fnmatchcase(place, pattern)), None)
+
+
+def bare(name: str) -> str:
+    """A name without what wrappers put before it."""
     while any(name.startswith(prefix) for prefix in _PREFIXES):
         name = name.partition(".")[2]
     return name

@@ -56,6 +56,14 @@ def read(files: Files, path: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """What the writer of a file says of it, beside its tensors."""
+    found = _header(path)[0].get("__metadata__", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise DamagedInput(f"{path.name}: the header's __metadata__ is no table of strings")
+    return found
+
+
 def file(path: str, slots: Sequence[Slot], metadata: Mapping[str, str] | None = None) -> TensorFile:
     """The file that holds these tensors in this order, its header and offsets ready."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}

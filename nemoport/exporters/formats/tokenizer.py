@@ -40,8 +40,10 @@ def ids(tree: Tree) -> dict[str, int]:
 
 def size(tree: Tree) -> int | None:
     """One more than the largest id, or None where the files do not say."""
-    known = ids(tree)
-    return max(known.values()) + 1 if known else None
+    if known := ids(tree):
+        return max(known.values()) + 1
+    store = tree.file("tokenizer.model")
+    return _pieces(content(store, LARGEST)) if store else None
 
 
 def special_ids(tree: Tree) -> dict[str, int]:
@@ -58,6 +60,36 @@ def special_ids(tree: Tree) -> dict[str, int]:
         if isinstance(content, str) and content in known:
             found[f"{role}_id"] = known[content]
     return found
+
+
+def _pieces(model: bytes) -> int | None:
+    """How many pieces a SentencePiece model has, or None if it is none: tiktoken's files have the same name. A protobuf
+    of which only field 1, repeated, is a piece (sentencepiece_model.proto)."""
+    count = at = 0
+    while at < len(model):
+        key, at = _varint(model, at)
+        match key & 7:
+            case 0:
+                _, at = _varint(model, at)
+            case 1 | 5:
+                at += 8 if key & 7 == 1 else 4
+            case 2:
+                length, at = _varint(model, at)
+                at, count = at + length, count + (key == 0x0A)
+            case _:
+                return None
+    return count if at == len(model) and count else None
+
+
+def _varint(model: bytes, at: int) -> tuple[int, int]:
+    """A protobuf number and where it ends; beyond the end of the model if it is cut."""
+    value = shift = 0
+    while at < len(model) and shift < 64:
+        value |= (model[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if model[at - 1] < 0x80:
+            return value, at
+    return 0, len(model) + 1
 
 
 def _listed(vocab: Any) -> dict[str, int]:

@@ -18,10 +18,11 @@ from typing import Any
 from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.exporters.dtypes import itemsize, known
 from nemoport.exporters.formats import torch_zip
+from nemoport.exporters.formats.shards import tiled
 from nemoport.exporters.formats.torch_zip import LARGEST_PICKLE
 from nemoport.exporters.formats.tree import Part, Tree, content
 from nemoport.exporters.formats.unpickle import Name, Record, unpickle
-from nemoport.exporters.tensor import Deferred, LazyTensor, Mosaic, Store, stored
+from nemoport.exporters.tensor import Deferred, LazyTensor, Store, stored
 
 INDEX = ".metadata"
 
@@ -29,17 +30,30 @@ INDEX = ".metadata"
 @dataclass(frozen=True)
 class Contents:
     tensors: Mapping[str, LazyTensor]
-    objects: tuple[str, ...]
-    """Names of what is stored as pickled bytes: `_extra_state`, RNG states. Never opened."""
+    objects: Mapping[str, Store | None]
+    """What is stored as pickled bytes, such as `_extra_state` and RNG states: its name and where it lies, if it does.
+    Not opened here."""
 
 
 def locate(path: Path) -> Path | None:
-    """The directory of the index, given it, a run directory, an iteration, or a directory with `weights/`."""
-    candidates = [path, path / "weights"]
+    """The directory of the index, given it, or any of those around it."""
+    return next((directory for directory in candidates(path) if (directory / INDEX).is_file()), None)
+
+
+def candidates(path: Path) -> tuple[Path, ...]:
+    """Where the tensors of a path may lie: in itself, in its `weights/`, or in the iteration that its tracker names."""
     tracker = path / "latest_checkpointed_iteration.txt"
-    if tracker.is_file() and (word := tracker.read_text(errors="replace").strip()):
-        candidates.append(path / (f"iter_{int(word):07d}" if word.isdecimal() and len(word) < 12 else "release"))
-    return next((directory for directory in candidates if (directory / INDEX).is_file()), None)
+    try:
+        word = tracker.read_text(errors="replace").strip() if tracker.is_file() else ""
+    except OSError:
+        word = ""
+    if not word:
+        return path, path / "weights"
+    return (
+        path,
+        path / "weights",
+        path / (f"iter_{int(word):07d}" if word.isdecimal() and len(word) < 12 else "release"),
+    )
 
 
 def read(tree: Tree) -> Contents:
@@ -50,18 +64,18 @@ def read(tree: Tree) -> Contents:
         raise DamagedInput(f"{tree.name}/{INDEX} is no index of a distributed checkpoint; copy the checkpoint again")
     places = _places(tree, index)
     tensors: dict[str, LazyTensor] = {}
-    objects: list[str] = []
+    objects: dict[str, Store | None] = {}
     for name, entry in index["state_dict_metadata"].items():
         if not isinstance(name, str) or not isinstance(entry, Record):
             raise DamagedInput(f"{INDEX} has an entry {name!r} that is no tensor; copy the checkpoint again")
         if "chunks" not in entry:
-            objects.append(name)
+            objects[name] = _object(places.get((name, ())))
             continue
         try:
             tensors[name] = _tensor(name, entry, places)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DamagedInput(f"{INDEX} describes {name} in a way torch does not ({error!r})") from error
-    return Contents(tensors, tuple(objects))
+    return Contents(tensors, objects)
 
 
 @dataclass(frozen=True)
@@ -101,16 +115,19 @@ def _tensor(name: str, entry: Record, places: Mapping[tuple[str, tuple[int, ...]
     pieces = []
     for chunk in entry["chunks"]:
         corner, sizes = _dimensions(chunk["offsets"]), _dimensions(chunk["sizes"])
-        if len(corner) != len(shape) or any(c + s > size for c, s, size in zip(corner, sizes, shape, strict=False)):
-            raise DamagedInput(f"{INDEX} has a chunk of {name} at {corner} of {sizes} outside its shape {shape}")
+        if not prod(sizes):  # of a rank that owns nothing of the tensor
+            continue
         place = places.get((name, corner)) or places.get((name, ()))
         if place is None:
             raise DamagedInput(f"{INDEX} does not say where the chunk of {name} at {list(corner)} is stored")
         pieces.append((corner, _chunk(name, place, sizes, dtype)))
-    _check_cover(name, shape, pieces)
-    if len(pieces) == 1:
-        return pieces[0][1]
-    return Mosaic(shape, dtype, tuple(pieces))
+    return tiled(name, shape, dtype, pieces, INDEX)
+
+
+def _object(place: _Place | None) -> Store | None:
+    if place is None or place.store is None or not 0 <= place.offset <= place.offset + place.length <= place.store.size:
+        return None
+    return Part(place.path, place.store, place.offset, place.length)
 
 
 def _dimensions(value: Any) -> tuple[int, ...]:
@@ -125,13 +142,6 @@ def _dtype(properties: Any) -> str:
     if not isinstance(dtype, Name):
         raise ValueError(f"dtype {dtype!r}")
     return dtype.name
-
-
-def _check_cover(name: str, shape: tuple[int, ...], pieces: list[tuple[tuple[int, ...], LazyTensor]]) -> None:
-    """Chunks tile the tensor: distinct corners inside it, and volumes that add up."""
-    covered, whole = sum(prod(piece.shape) for _, piece in pieces), prod(shape)
-    if covered != whole or len({corner for corner, _ in pieces}) != len(pieces):
-        raise DamagedInput(f"{INDEX}: the chunks of {name} hold {covered} elements, its shape {list(shape)} {whole}")
 
 
 def _chunk(name: str, place: _Place, shape: tuple[int, ...], dtype: str) -> LazyTensor:

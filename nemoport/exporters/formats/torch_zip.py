@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from math import prod
 from typing import Any
 
-from nemoport.errors import DamagedInput
+from nemoport.errors import DamagedInput, UnsupportedInput
+from nemoport.exporters.dtypes import itemsize, known
 from nemoport.exporters.formats.tree import stream
-from nemoport.exporters.formats.unpickle import unpickle
-from nemoport.exporters.tensor import Store
+from nemoport.exporters.formats.unpickle import StoredTensor, unpickle
+from nemoport.exporters.tensor import Deferred, LazyTensor, Store, stored
 
 LARGEST_PICKLE = 256 * 2**20
 """Bytes. The arguments of a training run and the index of its tensors stay far below."""
@@ -46,11 +49,54 @@ def member(store: Store, name: str) -> tuple[int, int]:
         return _place(store, found[0])
 
 
-def members(store: Store) -> dict[str, tuple[int, int]]:
-    """The same of every member below `data/`, by key."""
+def tensors(store: Store) -> Callable[[StoredTensor, str], LazyTensor]:
+    """How to reach the tensors of what `load` gave; the name is for errors. Their places are looked up when read."""
     with _archive(store) as archive:
-        inside = [info for info in archive.infolist() if info.filename.split("/")[1:2] == ["data"]]
-        return {info.filename.partition("/data/")[2]: _place(store, info) for info in inside}
+        storages = {info.filename.partition("/data/")[2]: info for info in archive.infolist()}
+
+    def reach(tensor: StoredTensor, name: str) -> LazyTensor:
+        what = f"{name} in {store.name}"
+        storage, shape = tensor.storage, tensor.shape
+        if (info := storages.get(getattr(storage, "key", None) or "/")) is None:
+            raise DamagedInput(f"{what} has no bytes; copy the checkpoint again")
+        width = itemsize(known(storage.dtype, what))
+        if not _sane(tensor) or storage.elements * width != info.file_size or info.file_size > store.size:
+            raise DamagedInput(
+                f"{what} is said to be {str(shape)[:100]} of {storage.elements} {storage.dtype}, its storage has "
+                f"{info.file_size} bytes; copy the checkpoint again"
+            )
+        if not _contiguous(tensor):
+            raise UnsupportedInput(
+                f"{what} is stored as a view with strides {tensor.stride}; call .contiguous() on it and save it again"
+            )
+
+        @cache
+        def look_up() -> LazyTensor:
+            start, _ = _place(store, info)
+            return stored(store, offset=start + tensor.offset * width, shape=shape, dtype=storage.dtype)
+
+        return Deferred(shape, storage.dtype, look_up)
+
+    return reach
+
+
+def _sane(tensor: StoredTensor) -> bool:
+    numbers = (tensor.offset, tensor.storage.elements, *tensor.shape, *tensor.stride)
+    return (
+        all(type(number) is int and 0 <= number < 2**48 for number in numbers)
+        and len(tensor.shape) == len(tensor.stride)
+        and tensor.offset + prod(tensor.shape) <= tensor.storage.elements
+    )
+
+
+def _contiguous(tensor: StoredTensor) -> bool:
+    """Row-major; the stride of an axis of length one means nothing."""
+    step = 1
+    for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride), strict=True):
+        if size != 1 and stride != step and 0 not in tensor.shape:
+            return False
+        step *= size
+    return True
 
 
 def _place(store: Store, info: zipfile.ZipInfo) -> tuple[int, int]:

@@ -7,21 +7,25 @@ never extracted: a member with a path that leaves the archive is refused, and li
 from __future__ import annotations
 
 import io
-import tarfile
 import zlib
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
-from nemoport.errors import DamagedInput, PolicyError
+from nemoport.errors import DamagedInput
+from nemoport.exporters.formats import tar
 from nemoport.exporters.tensor import Buffer, Files, Store
 
-POINT = 16 * 2**20
-"""Uncompressed bytes between the places from which a gzip stream can be read again; each costs about 40 KiB."""
+POINT = 4 * 2**20
+"""Uncompressed bytes between the first points from which a gzip stream can be read again."""
+POINTS = 256
+"""At most so many, of about 40 KiB; of longer streams they lie farther apart."""
+RECENT = 8
+CHUNK = 256 * 2**10
+_GZIP = b"\x1f\x8b"
 
 
 class Tree(Protocol):
@@ -95,37 +99,33 @@ class Part:
 
 def is_archive(path: Path) -> bool:
     """By the first bytes: a tar, or a gzip stream. Never an error."""
+    head = _head(path, 512)
+    return head[257:262] == b"ustar" or head[:2] == _GZIP
+
+
+def peek(path: Path, size: int) -> bytes:
+    """The first bytes of a file, of a gzip stream the unpacked ones. Never an error."""
+    head = _head(path, size)
+    if head[:2] != _GZIP:
+        return head
+    try:
+        return zlib.decompressobj(wbits=31).decompress(head, size)
+    except zlib.error:
+        return b""
+
+
+def _head(path: Path, size: int) -> bytes:
     try:
         with path.open("rb") as file:
-            head = file.read(512)
+            return file.read(size)
     except OSError:
-        return False
-    return head[257:262] == b"ustar" or head[:2] == b"\x1f\x8b"
+        return b""
 
 
 def archive(path: Path) -> Archive:
     """The files of a tar, by names without a leading `./`."""
-    whole: Store = Files().store(path)
-    with path.open("rb") as file:
-        if file.read(2) == b"\x1f\x8b":
-            whole = Gunzipped(path)
-    members: dict[str, Store] = {}
-    try:
-        with tarfile.open(fileobj=stream(whole), mode="r:") as tar:
-            for member in tar:
-                parts = PurePosixPath(member.name).parts
-                if member.name.startswith("/") or ".." in parts:
-                    raise PolicyError(f"{path.name} holds {member.name}, which leaves the archive; refuse this file")
-                if member.issparse():
-                    raise DamagedInput(f"{path.name} holds {member.name} as a sparse file; pack it again without holes")
-                if member.isreg():
-                    name = "/".join(part for part in parts if part != ".")
-                    members[name] = Part(name, whole, member.offset_data, member.size)
-    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
-        raise DamagedInput(f"{path.name} is not a readable tar ({error}); copy it again") from error
-    if cut := [part for part in members.values() if isinstance(part, Part) and part.start + part.size > whole.size]:
-        raise DamagedInput(f"{path.name} is truncated: {cut[0].name} ends beyond it; copy it again")
-    return Archive(path.name, members)
+    whole: Store = Gunzipped(path) if _head(path, 2) == _GZIP else Files().store(path)
+    return Archive(path.name, {each.name: Part(each.name, whole, each.start, each.size) for each in tar.members(whole)})
 
 
 def content(store: Store, limit: int) -> bytes:
@@ -166,16 +166,16 @@ class _Stream(io.RawIOBase):
 
 
 class Gunzipped:
-    """A gzip file as a store: read through once, and then again from the nearest point before what is wanted.
+    """A gzip file as a store: read through once, and then on from the nearest place before what is wanted.
 
-    A point is a copy of the decompressor's state, so no bytes are unpacked to disk. A few ranges that were read last
-    are kept, since tensors are read in order.
+    Places are copies of the decompressor's state, so no bytes are unpacked to disk: `POINTS` of them over the whole
+    file, and those where the last reads ended, since tensors are read in order.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, Lock()
-        self._points: list[tuple[int, int, Any]] = [(0, 0, zlib.decompressobj(wbits=31))]
-        self._recent: OrderedDict[int, bytes] = OrderedDict()
+        self._points = [_Cursor(path.name)]
+        self._recent: list[_Cursor] = []
         self.size = self._index()
 
     @property
@@ -183,56 +183,93 @@ class Gunzipped:
         return self._path.name
 
     def view(self, start: int, stop: int) -> Buffer:
-        with self._lock:
-            pieces = []
+        out = memoryview(bytearray(max(0, stop - start)))
+        with self._lock, self._path.open("rb") as file:
+            cursor = self._nearest(start)
             while start < stop:
-                at = bisect_right(self._points, start, key=lambda point: point[0]) - 1
-                segment, begin = self._segment(at), self._points[at][0]
-                piece = segment[start - begin : stop - begin]
-                if not piece:
-                    raise DamagedInput(f"{self.name} ends early; copy it again")
-                pieces.append(piece)
+                while start >= cursor.stop:
+                    if not cursor.advance(file):
+                        raise DamagedInput(f"{self.name} ends early; copy it again")
+                piece = cursor.chunk[start - cursor.start : stop - cursor.start]
+                out[len(out) - (stop - start) :][: len(piece)] = piece
                 start += len(piece)
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return out
 
-    def _segment(self, at: int) -> bytes:
-        """The bytes from one point to the next."""
-        if at not in self._recent:
-            begin, compressed, state = self._points[at]
-            end = self._points[at + 1][0] if at + 1 < len(self._points) else self.size
-            decompressor = state.copy()
-            out = bytearray()
-            with self._path.open("rb") as file:
-                file.seek(compressed)
-                while len(out) < end - begin and (more := _more(decompressor, file, self.name)):
-                    out += more
-            while len(self._recent) >= 4:
-                self._recent.popitem(last=False)
-            self._recent[at] = bytes(out[: end - begin])
-        self._recent.move_to_end(at)
-        return self._recent[at]
+    def _nearest(self, start: int) -> _Cursor:
+        """A cursor at or before a position, put among the recent ones."""
+        recent = max((each for each in self._recent if each.start <= start), key=_start, default=None)
+        point = self._points[bisect_right(self._points, start, key=_start) - 1]
+        cursor = recent if recent is not None and recent.start >= point.start else point.copy()
+        self._recent = [*(each for each in self._recent if each is not cursor), cursor][-RECENT:]
+        return cursor
 
     def _index(self) -> int:
         """Read through once, leaving points; the uncompressed size."""
-        decompressor, position = self._points[0][2].copy(), 0
+        cursor, spacing = self._points[0].copy(), POINT
         with self._path.open("rb") as file:
-            while not decompressor.eof:
-                if position - self._points[-1][0] >= POINT:
-                    self._points.append((position, file.tell(), decompressor.copy()))
-                position += len(_more(decompressor, file, self.name))
-        return position
+            while cursor.advance(file):
+                if cursor.stop - self._points[-1].stop >= spacing:
+                    self._points.append(cursor.copy())
+                if len(self._points) > POINTS:
+                    self._points, spacing = self._points[::2], 2 * spacing
+        return cursor.stop
 
 
-def _more(decompressor: Any, file: io.BufferedReader, name: str) -> bytes:
-    """Some more bytes; none at the end of the stream. Bounded, whatever the compression."""
-    while not decompressor.eof:
-        pending = decompressor.unconsumed_tail or file.read(64 * 2**10)
-        if not pending:
-            raise DamagedInput(f"{name} ends in the middle of its gzip stream; copy it again")
-        try:
-            out: bytes = decompressor.decompress(pending, 2**20)
-        except zlib.error as error:
-            raise DamagedInput(f"{name} is not readable gzip ({error}); copy it again") from error
-        if out:
-            return out
-    return b""
+class _Cursor:
+    """A place in a gzip stream, and the bytes just before it."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._state, self._pending = name, _decompressor(), b""
+        self._compressed = 0
+        self.start, self.chunk = 0, b""
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.chunk)
+
+    def copy(self) -> _Cursor:
+        """The same place, without the bytes before it and those read ahead."""
+        other = _Cursor(self._name)
+        other._state, other.start = self._state.copy(), self.stop
+        other._compressed = self._compressed - len(self._pending)
+        return other
+
+    def advance(self, file: io.BufferedReader) -> bool:
+        """Take the next chunk, of bounded size whatever the compression; False at the end."""
+        while True:
+            if self._state.eof and not self._next_member(file):
+                return False
+            self._pending = self._pending or self._read(file)
+            if not self._pending:
+                raise DamagedInput(f"{self._name} ends in the middle of its gzip stream; copy it again")
+            try:
+                out: bytes = self._state.decompress(self._pending, CHUNK)
+            except zlib.error as error:
+                raise DamagedInput(f"{self._name} is not readable gzip ({error}); copy it again") from error
+            self._pending = self._state.unused_data if self._state.eof else self._state.unconsumed_tail
+            if out:
+                self.start, self.chunk = self.stop, out
+                return True
+
+    def _next_member(self, file: io.BufferedReader) -> bool:
+        """gzip streams may follow one another; anything else after the last is padding."""
+        if len(self._pending) < 2:
+            self._pending += self._read(file)
+        if self._pending[:2] != _GZIP:
+            return False
+        self._state = _decompressor()
+        return True
+
+    def _read(self, file: io.BufferedReader) -> bytes:
+        file.seek(self._compressed)
+        content = file.read(64 * 2**10)
+        self._compressed += len(content)
+        return content
+
+
+def _start(cursor: _Cursor) -> int:
+    return cursor.start
+
+
+def _decompressor() -> Any:
+    return zlib.decompressobj(wbits=31)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +115,14 @@ _RECORDS = {
     # StorageMeta's checkpoint_id, where the writer was given a Path; Python 3.13 names the inner module.
     "pathlib": {"PosixPath", "WindowsPath"},
     "pathlib._local": {"PosixPath", "WindowsPath"},
+    # RNG states and arguments of per-rank files; extra states of Transformer Engine 1.
+    "numpy": {"ndarray", "dtype"},
+    "numpy.core.multiarray": {"_reconstruct", "scalar"},
+    "numpy._core.multiarray": {"_reconstruct", "scalar"},
+    "_codecs": {"encode"},
+    "_io": {"BytesIO"},
+    "io": {"BytesIO"},
+    "collections": {"defaultdict"},
 }
 _ENUMS = {
     "torch.distributed.checkpoint.metadata": {"_MEM_FORMAT_ENCODING"},
@@ -122,6 +132,8 @@ _ENUMS = {
     "signal": {"Signals"},
     "megatron.core.transformer.enums": {"AttnBackend", "AttnType", "AttnMaskType", "LayerType", "ModelType"},
     "megatron.core.enums": {"ModelType", "Fp8Recipe"},
+    "megatron.model.enums": {"AttnMaskType", "AttnType", "LayerType", "ModelType"},
+    "megatron.legacy.model.enums": {"AttnMaskType", "AttnType", "LayerType"},
     "megatron.core.rerun_state_machine": {"RerunMode", "RerunState", "RerunDiagnostic"},
 }
 
@@ -168,6 +180,43 @@ def unpickle(content: bytes, what: str) -> Any:
         raise DamagedInput(f"{what} is not a readable pickle ({error}); copy the checkpoint again") from error
     except (MemoryError, RecursionError) as error:
         raise DamagedInput(f"{what} asks for more memory or depth than a checkpoint needs; it is damaged") from error
+
+
+def survey(content: bytes) -> tuple[str, ...]:
+    """The globals beyond the allow-list that a pickle names, read from its opcodes: nothing is built."""
+    memo: dict[int, object] = {}
+    strings: list[str] = []
+    found: dict[tuple[str, str], None] = {}
+    top: object = None
+    with suppress(ValueError):  # pickletools' word for a damaged pickle: what was seen so far counts
+        for opcode, argument, _ in pickletools.genops(content):
+            match opcode.name:
+                case "MEMOIZE":
+                    memo[len(memo)] = top
+                    continue
+                case "PUT" | "BINPUT" | "LONG_BINPUT":
+                    memo[int(str(argument))] = top
+                    continue
+                case "GET" | "BINGET" | "LONG_BINGET":
+                    top = memo.get(int(str(argument)))
+                case "GLOBAL" | "INST":
+                    module, _, name = str(argument).partition(" ")
+                    found[module, name] = None
+                    top = None
+                case "STACK_GLOBAL":
+                    module, name = [*["?"] * 2, *strings][-2:]
+                    found[module, name] = None
+                    top = None
+                case _:
+                    top = argument
+            if isinstance(top, str):
+                strings.append(top)
+    return tuple(f"{module}.{name}" for module, name in sorted(found) if not _known(module, name))
+
+
+def _known(module: str, name: str) -> bool:
+    named = name in _ENUMS.get(module, ()) or (module == "torch" and (name in _TORCH_DTYPES or name in STORAGES))
+    return named or (module, name) in _FUNCTIONS or name in _RECORDS.get(module, ())
 
 
 class _Restricted(pickle.Unpickler):

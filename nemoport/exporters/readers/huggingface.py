@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemoport.errors import DamagedInput, UnsupportedInput
+from nemoport.errors import DamagedInput
 from nemoport.exporters.checkpoint import Checkpoint
 from nemoport.exporters.formats import safetensors, tokenizer
 from nemoport.exporters.formats.structured import mapping
@@ -22,21 +22,30 @@ def recognises(path: Path) -> bool:
     return (path / CONFIG).is_file() and any((path / name).is_file() for name in (WEIGHTS, INDEX))
 
 
+def words(path: Path, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The config of a directory, the user's own words before it."""
+    found = mapping(path / CONFIG) | dict(config or {})
+    if not isinstance(quantized := found.get("quantization_config") or {}, Mapping):
+        raise DamagedInput(f"{path / CONFIG} says quantization_config: {quantized!r}, which is no mapping")
+    return found
+
+
+def skipped_by(name: str) -> str | None:
+    """The rule that skips a stored tensor, if one does."""
+    return "rotary frequencies" if name.endswith(_BUFFERS) else None
+
+
 def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
-    words = mapping(path / CONFIG) | dict(config or {})
-    if method := (words.get("quantization_config") or {}).get("quant_method"):
-        raise UnsupportedInput(
-            f"{path} is quantized ({method}), which is not read yet; give the checkpoint it came from"
-        )
+    found = words(path, config)
     stored = _sharded(path) if (path / INDEX).is_file() else safetensors.read(Files(), path / WEIGHTS)
     return Checkpoint(
         path=path,
         format="huggingface",
         writer="Hugging Face transformers",
         naming="huggingface",
-        config=words,
-        tensors={name: tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)},
-        skipped={name: "rotary frequencies" for name in stored if name.endswith(_BUFFERS)},
+        config=found,
+        tensors={name: tensor for name, tensor in stored.items() if not skipped_by(name)},
+        skipped={name: rule for name in stored if (rule := skipped_by(name))},
         tokenizer=tokenizer.find(Directory(path)),
     )
 

@@ -1,4 +1,4 @@
-"""Megatron-Bridge: torch_dist with `run_config.yaml` beside the weights."""
+"""Megatron-Bridge: torch_dist, zarr or FSDP's torch_dcp with `run_config.yaml` beside the weights."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 from nemoport.errors import DamagedInput
 from nemoport.exporters.checkpoint import Checkpoint
-from nemoport.exporters.formats import megatron, torch_dist
+from nemoport.exporters.formats import distributed, megatron
 from nemoport.exporters.formats.structured import mapping
 from nemoport.exporters.readers.torch_dist import checkpoint
 
-WRAPS = ("torch_dist", "megatron_lm")
+WRAPS = ("torch_dist", "torch_dcp", "zarr", "megatron_lm")
 _CONFIG = "run_config.yaml"
 
 
 def recognises(path: Path) -> bool:
-    directory = torch_dist.locate(path)
+    directory = distributed.locate(path)
     return directory is not None and (directory / _CONFIG).is_file()
 
 
 def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
-    directory = torch_dist.locate(path)
+    directory = distributed.locate(path)
     assert directory is not None
     model = mapping(directory / _CONFIG).get("model")
     if not isinstance(model, Mapping):

@@ -1,4 +1,4 @@
-"""Megatron-LM's torch_dist: the arguments of the run lie in `common.pt`, a pickle."""
+"""Megatron-LM's torch_dist or zarr: the arguments of the run lie in `common.pt`, a pickle."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 
 from nemoport.errors import DamagedInput
 from nemoport.exporters.checkpoint import Checkpoint
-from nemoport.exporters.formats import megatron, torch_dist, torch_zip
+from nemoport.exporters.formats import distributed, megatron, torch_zip
 from nemoport.exporters.formats.tree import Directory
 from nemoport.exporters.readers.torch_dist import checkpoint
 
-WRAPS = ("torch_dist",)
+WRAPS = ("torch_dist", "zarr")
 _COMMON = "common.pt"
 
 
 def recognises(path: Path) -> bool:
-    directory = torch_dist.locate(path)
+    directory = distributed.locate(path)
     common = Directory(directory).file(_COMMON) if directory else None
     return common is not None and torch_zip.mentions(common, b"argparse")
 
 
 def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
-    directory = torch_dist.locate(path)
+    directory = distributed.locate(path)
     assert directory is not None
     stored = Directory(directory).file(_COMMON)
     assert stored is not None

@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from nemoport.exporters.checkpoint import Checkpoint
-from nemoport.exporters.formats import megatron, tokenizer, torch_dist
+from nemoport.exporters.formats import distributed, megatron, tokenizer
+from nemoport.exporters.formats.torch_dist import Contents
 from nemoport.exporters.formats.tree import Directory, Tree
 
 WRAPS: tuple[str, ...] = ()
 
 
 def recognises(path: Path) -> bool:
-    return torch_dist.locate(path) is not None
+    directory = distributed.locate(path)
+    return directory is not None and distributed.kind(directory) == "torch_dist"
 
 
 def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
-    directory = torch_dist.locate(path)
+    directory = distributed.locate(path)
     assert directory is not None
     return checkpoint(path, directory, format_name="torch_dist", writer="Megatron-core", config=config or {})
 
@@ -31,9 +33,10 @@ def checkpoint(
     writer: str,
     config: Mapping[str, Any],
     tokenizers: tuple[Tree, ...] = (),
+    contents: Contents | None = None,
 ) -> Checkpoint:
     """The checkpoint whose weights lie in `directory`, for this reader and for those that wrap it."""
-    contents = torch_dist.read(Directory(directory))
+    contents = distributed.read(Directory(directory)) if contents is None else contents
     tensors, skipped = megatron.weights(contents.tensors, contents.objects)
     return Checkpoint(
         path=path,
@@ -45,4 +48,5 @@ def checkpoint(
         skipped=skipped,
         tokenizer=tokenizer.find(*tokenizers, Directory(directory / "tokenizer"), Directory(path / "tokenizer")),
         trained=megatron.trained(config),
+        masters=megatron.masters(contents.tensors),
     )

@@ -10,7 +10,7 @@ from nemoport.errors import UsageError
 from nemoport.exporters import configs
 from nemoport.exporters.checkpoint import Model, Output, Slot
 from nemoport.exporters.formats import safetensors, tokenizer
-from nemoport.exporters.rules import bindings
+from nemoport.exporters.rules import written
 from nemoport.exporters.source import column
 from nemoport.exporters.tensor import cast, nbytes
 from nemoport.spec import Plan, tensors
@@ -28,7 +28,7 @@ def output(model: Model, plan: Plan) -> Output:
     table = column(model.spec.family, "huggingface", "it can be written as onnx")
     dtype = plan.dtype or model.dtype
     slots = []
-    for binding in bindings(table.rules, tensors(model.spec)):
+    for binding in written(table.rules, tensors(model.spec)):
         parts = tuple(part.name for part in binding.parts)
         tensor = binding.layout.join([model.tensors[name] for name in parts], binding.parts)
         kept = cast(tensor, plan.dtype or tensor.dtype)
@@ -36,6 +36,8 @@ def output(model: Model, plan: Plan) -> Output:
     special = tokenizer.special_ids(model.checkpoint.tokenizer) if model.checkpoint.tokenizer else {}
     special |= {key: model.checkpoint.config[key] for key in _IDS if model.checkpoint.config.get(key) is not None}
     config = configs.write(table.dialects, model.spec, "convert it to onnx") | {"torch_dtype": dtype} | special
+    # an absent key would mean what transformers takes for the family's
+    config |= {key: None for key in _IDS if key in model.checkpoint.config and key not in special}
     sidecars = {"config.json": json_bytes(config), "generation_config.json": json_bytes(special)}
     if model.checkpoint.tokenizer:
         sidecars |= tokenizer.files(model.checkpoint.tokenizer)

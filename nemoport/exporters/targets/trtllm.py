@@ -12,18 +12,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nemoport.artifact import json_bytes
+from nemoport.errors import UnsupportedInput
 from nemoport.exporters import configs
 from nemoport.exporters.checkpoint import Model, Output, Slot, TensorFile
 from nemoport.exporters.formats import safetensors, tokenizer
-from nemoport.exporters.rules import Column, bindings
+from nemoport.exporters.layouts import PLUS_ONE, Layout
+from nemoport.exporters.rules import Column, written
 from nemoport.exporters.sharding import Sharding, shard
 from nemoport.exporters.source import column
 from nemoport.exporters.tensor import LazyTensor, cast
-from nemoport.spec import LanguageModel, ModelSpec, Plan, TensorSpec, check_divisible, tensors
+from nemoport.spec import ModelSpec, Plan, TensorSpec, check_divisible, tensors
 
 SHARDING = Sharding(
     axes={"heads": "divide", "kv_heads": "repeat", "ffn": "divide", "vocab": "pad"}, whole=frozenset({"embed.weight"})
 )
+ONE_TABLE = replace(SHARDING, whole=frozenset())
+"""Where the embedding is the output matrix, both are cut."""
 GPUS_PER_NODE = 8
 
 
@@ -32,11 +36,16 @@ def output(model: Model, plan: Plan) -> Output:
     dtype = plan.dtype or model.dtype
     config = _config(table, model.spec, plan, dtype)
     check_divisible(model.spec, plan)
+    if plan.pp > 1 and not table.own_head:
+        raise UnsupportedInput(
+            f"TensorRT-LLM's {config['architecture']} takes its embedding for the output matrix and has no pipeline "
+            f"stages, pp={plan.pp} was asked for; use pp 1"
+        )
     sidecars = {"config.json": json_bytes(config)}
     if model.checkpoint.tokenizer:
         sidecars |= tokenizer.files(model.checkpoint.tokenizer)
-    windows = sorted({block.mixer.window for block in model.spec.blocks if block.mixer.window is not None})
-    told = f", told --max_attention_window {windows[-1]} at run time" if windows else ""
+    windows = [str(window) for window in attention_windows(model.spec)]
+    told = f", told --max_attention_window {' '.join(windows)} at run time" if windows else ""
     return Output(
         files=tuple(_rank(model, table, plan, dtype, rank) for rank in range(plan.world)),
         sidecars=sidecars,
@@ -56,25 +65,33 @@ class _Share:
 
 
 def _rank(model: Model, table: Column, plan: Plan, dtype: str, rank: int) -> TensorFile:
-    shares = _shares(model, plan, rank)
+    shares = _shares(model, table, plan, rank)
     slots = []
-    for binding in bindings(table.rules, {name: share.spec for name, share in shares.items()}):
+    for binding in written(table.rules, {name: share.spec for name, share in shares.items()}):
         parts = [shares[part.name] for part in binding.parts]
         tensor = cast(binding.layout.join([part.tensor for part in parts], binding.parts), dtype)
-        slots.append(Slot(binding.stored, tensor, tuple(part.name for part in parts), _transform(model, parts, dtype)))
+        slots.append(
+            Slot(
+                binding.stored,
+                tensor,
+                tuple(part.name for part in parts),
+                _transform(model, parts, binding.layout, dtype),
+            )
+        )
     return safetensors.file(f"rank{rank}.safetensors", sorted(slots, key=lambda slot: slot.name))
 
 
-def _shares(model: Model, plan: Plan, rank: int) -> dict[str, _Share]:
+def _shares(model: Model, table: Column, plan: Plan, rank: int) -> dict[str, _Share]:
     """Every canonical tensor that a rank holds, by its name there."""
     stage, position = divmod(rank, plan.tp)
     layers = len(model.spec.blocks) // plan.pp
     held = {}
-    for name, spec in tensors(_untied(model.spec)).items():
+    sharding = SHARDING if table.own_head else ONE_TABLE
+    for name, spec in tensors(_headed(table, model.spec)).items():
         local = _local_name(name, stage, layers, plan.pp)
         if local is not None:
             source = "embed.weight" if name == "head.weight" and model.spec.head.tied else name
-            tensor, share = shard(model.tensors[source], spec, SHARDING, plan.tp, position)
+            tensor, share = shard(model.tensors[source], spec, sharding, plan.tp, position)
             held[local] = _Share(source, tensor, TensorSpec(local, share.axes))
     return held
 
@@ -85,27 +102,38 @@ def _local_name(name: str, stage: int, layers: int, pp: int) -> str | None:
         case ["layers", index, rest]:
             here = int(index) - stage * layers
             return f"layers.{here}.{rest}" if 0 <= here < layers else None
-        case ["embed", *_]:
+        case ["embed" | "positions", *_]:
             return name if stage == 0 else None
         case _:
             return name if stage == pp - 1 else None
 
 
-def _untied(spec: ModelSpec) -> ModelSpec:
+def attention_windows(spec: ModelSpec) -> tuple[int, ...]:
+    """What TensorRT-LLM is told at run time: a window for each layer, taken in turns until the layers are through;
+    where a layer has none, all positions."""
+    if not any(mixer.window for mixer in spec.mixers):
+        return ()
+    each = [mixer.window or spec.max_positions for mixer in spec.mixers]
+    turns = range(1, len(each) + 1)
+    return tuple(each[: next(turn for turn in turns if all(each[i] == each[i % turn] for i in range(len(each))))])
+
+
+def _headed(table: Column, spec: ModelSpec) -> ModelSpec:
     """The format wants the head written out: a shared table crashes TensorRT-LLM's loader (its issues 2467, 2772)."""
-    return replace(spec, head=LanguageModel(tied=False))
+    return replace(spec, head=replace(spec.head, tied=False)) if table.own_head else spec
 
 
-def _said(spec: ModelSpec) -> ModelSpec:
-    """What config.json can say: a sliding window is told to TensorRT-LLM at run time, as one number for all layers."""
-    blocks = tuple(replace(block, mixer=replace(block.mixer, window=None)) for block in spec.blocks)
-    return replace(_untied(spec), blocks=blocks)
+def _said(table: Column, spec: ModelSpec) -> ModelSpec:
+    """What config.json can say: sliding windows are told to TensorRT-LLM at run time."""
+    blocks = tuple(replace(block, mixer=block.mixer and replace(block.mixer, window=None)) for block in spec.blocks)
+    return replace(_headed(table, spec), blocks=blocks)
 
 
-def _transform(model: Model, parts: list[_Share], dtype: str) -> str:
+def _transform(model: Model, parts: list[_Share], layout: Layout, dtype: str) -> str:
     steps = [
         "shard" if any(part.tensor.shape != model.tensors[part.name].shape for part in parts) else "",
         "join rows" if len(parts) > 1 else "",
+        layout.name if layout is PLUS_ONE else "",
         f"cast to {dtype}" if any(part.tensor.dtype != dtype for part in parts) else "",
     ]
     return ", ".join(step for step in steps if step)
@@ -113,32 +141,16 @@ def _transform(model: Model, parts: list[_Share], dtype: str) -> str:
 
 def _config(table: Column, spec: ModelSpec, plan: Plan, dtype: str) -> dict[str, Any]:
     """The keys of PretrainedConfig.to_dict in tensorrt_llm 0.16. Heads and vocabulary are the whole model's."""
-    written = configs.write(table.dialects, _said(spec), "use --to hf, which TensorRT-LLM 1.0 and later load")
-    mixer = spec.blocks[0].mixer
-    assert mixer.rope is not None
+    written = configs.write(table.dialects, _said(table, spec), "use --to hf, which TensorRT-LLM 1.0 and later load")
+    mixer = spec.mixers[0]
     return {
         **written,
         "dtype": dtype,
         "logits_dtype": "float32",
-        "rotary_embedding_dim": mixer.rope.dims,
+        "rotary_embedding_dim": mixer.head_dim,
         "qk_layernorm": mixer.qk_norm,
-        "use_parallel_embedding": False,
+        "use_parallel_embedding": plan.tp > 1 and not table.own_head,
         "embedding_sharding_dim": 0,
-        "fc_after_embed": False,
-        "use_input_layernorm_in_first_layer": True,
-        "use_last_layernorm": True,
-        "layer_idx_offset": 0,
-        "moe": {
-            "num_experts": 0,
-            "shared_expert_intermediate_size": 0,
-            "top_k": 0,
-            "normalization_mode": None,
-            "sparse_mixer_epsilon": 0.01,
-            "tp_mode": 0,
-            "device_limited_n_group": 0,
-            "device_limited_topk_group": 0,
-            "device_limited_routed_scaling_factor": 1.0,
-        },
         "runtime_defaults": None,
         "mapping": {
             "world_size": plan.world,

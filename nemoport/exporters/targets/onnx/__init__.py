@@ -69,7 +69,7 @@ def _slot(name: str, tensor: LazyTensor, dtype: str) -> Slot:
 
 def _ropes(spec: ModelSpec) -> list[Rope]:
     """Each distinct rope once: most models have one."""
-    return [rope for rope in dict.fromkeys(block.mixer.rope for block in spec.blocks) if rope]
+    return [rope for rope in dict.fromkeys(mixer.rope for mixer in spec.mixers) if rope]
 
 
 def _tables(graph: Graph, number: int, rope: Rope, spec: ModelSpec) -> Tables:
@@ -86,6 +86,7 @@ def _signature(spec: ModelSpec, dtype: str) -> Signature:
         return tuple(
             Tensor(f"{prefix}.{i}.{part}", dtype, ("batch", block.mixer.kv_heads, positions, block.mixer.head_dim))
             for i, block in enumerate(spec.blocks)
+            if block.mixer
             for part in ("key", "value")
         )
 

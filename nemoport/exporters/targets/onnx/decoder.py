@@ -7,16 +7,18 @@ Transpose stands before each MatMul: runtimes fold it when they load, and writin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from onnx import TensorProto
 
 from nemoport.exporters.dtypes import DTYPES
 from nemoport.exporters.targets.onnx.graph import Graph
-from nemoport.spec import Attention, Dense, ModelSpec, Norm, Rope
+from nemoport.spec import Activation, Attention, Dense, ModelSpec, Norm, Rope
 
 SWAP_HEADS_AND_SEQUENCE = [0, 2, 1, 3]
+HIDDEN = -3.0e38
+"""The score of a key that a query does not see."""
 
 
 @dataclass(frozen=True)
@@ -30,26 +32,53 @@ class Tables:
 def decoder(graph: Graph, spec: ModelSpec, tables: Mapping[Rope, Tables], dtype: str) -> None:
     """From `input_ids` to `logits`, in `dtype` but for the logits."""
     masks = _masks(graph, spec)
-    x = graph.add("Gather", "embed", "embed.weight", "input_ids")
+    x = _embedding(graph, spec, dtype)
     for i, block in enumerate(spec.blocks):
-        layer, mixer = f"layers.{i}", block.mixer
-        normed = _norm(graph, spec.norm, f"{layer}.attn_norm", x)
-        q, k, v = (
-            _heads(graph, mixer, spec.norm.eps, f"{layer}.attn.{part}", normed, count)
-            for part, count in (("q", mixer.heads), ("k", mixer.kv_heads), ("v", mixer.kv_heads))
-        )
-        if mixer.rope:
-            q = _rotate(graph, mixer.rope, tables[mixer.rope], q, dtype, mixer.heads, mixer.head_dim)
-            k = _rotate(graph, mixer.rope, tables[mixer.rope], k, dtype, mixer.kv_heads, mixer.head_dim)
-        k = graph.add("Concat", f"present.{i}.key", f"past_key_values.{i}.key", k, axis=2)
-        v = graph.add("Concat", f"present.{i}.value", f"past_key_values.{i}.value", v, axis=2)
-        mixed = _attention(graph, mixer, f"{layer}.attn", q, k, v, masks[mixer.window])
-        x = graph.add("Add", f"{layer}.attn_residual", x, mixed)
-        normed = _norm(graph, spec.norm, f"{layer}.ffn_norm", x)
-        x = graph.add("Add", f"{layer}.ffn_residual", x, _ffn(graph, block.ffn, f"{layer}.ffn", normed))
-    x = _norm(graph, spec.norm, "norm", x)
+        layer = f"layers.{i}"
+        if mixer := block.mixer:
+            normed = _norm(graph, spec.norm, f"{layer}.attn_norm", x, dtype)
+            q, k, v = (
+                _heads(graph, mixer, spec.norm, f"{layer}.attn.{part}", normed, count, dtype)
+                for part, count in (("q", mixer.heads), ("k", mixer.kv_heads), ("v", mixer.kv_heads))
+            )
+            if mixer.rope:
+                q = _rotate(graph, mixer.rope, tables[mixer.rope], q, dtype, mixer.heads, mixer.head_dim)
+                k = _rotate(graph, mixer.rope, tables[mixer.rope], k, dtype, mixer.kv_heads, mixer.head_dim)
+            k = graph.add("Concat", f"present.{i}.key", f"past_key_values.{i}.key", k, axis=2)
+            v = graph.add("Concat", f"present.{i}.value", f"past_key_values.{i}.value", v, axis=2)
+            mixed = _attention(graph, mixer, f"{layer}.attn", q, k, v, masks[mixer.window], dtype)
+            if block.post_norms:
+                mixed = _norm(graph, spec.norm, f"{layer}.attn_post_norm", mixed, dtype)
+            x = graph.add("Add", f"{layer}.attn_residual", x, mixed)
+        if block.ffn:
+            fed = _ffn(graph, block.ffn, f"{layer}.ffn", _norm(graph, spec.norm, f"{layer}.ffn_norm", x, dtype))
+            if block.post_norms:
+                fed = _norm(graph, spec.norm, f"{layer}.ffn_post_norm", fed, dtype)
+            x = graph.add("Add", f"{layer}.ffn_residual", x, fed)
+    x = _norm(graph, spec.norm, "norm", x, dtype)
     x = _matmul(graph, "head", x, "embed.weight" if spec.head.tied else "head.weight")
-    graph.add("Cast", "logits", x, to=TensorProto.FLOAT)
+    if spec.head.softcap is None:
+        graph.add("Cast", "logits", x, to=TensorProto.FLOAT)
+    else:
+        x = graph.add("Cast", "head.float32", x, to=TensorProto.FLOAT)
+        _capped(graph, "logits", x, spec.head.softcap)
+
+
+def _embedding(graph: Graph, spec: ModelSpec, dtype: str) -> str:
+    x = graph.add("Gather", "embed", "embed.weight", "input_ids")
+    if spec.embedding_scale is not None:
+        x = graph.add("Mul", "embed.scaled", x, graph.number(spec.embedding_scale, dtype))
+    if spec.learned_positions:
+        rows = graph.add("Gather", "positions", "positions.weight", "position_ids")
+        x = graph.add("Add", "embed.placed", x, rows)
+    return x
+
+
+def _capped(graph: Graph, name: str, x: str, softcap: float) -> str:
+    """softcap * tanh(x / softcap), in float32."""
+    bound = graph.number(softcap, "float32")
+    x = graph.add("Tanh", f"{name}.tanh", graph.add("Div", f"{name}.by_cap", x, bound))
+    return graph.add("Mul", name, x, bound)
 
 
 def _masks(graph: Graph, spec: ModelSpec) -> dict[int | None, str]:
@@ -71,7 +100,7 @@ def _masks(graph: Graph, spec: ModelSpec) -> dict[int | None, str]:
     before = graph.add("LessOrEqual", "mask.before", keys, queries)
     causal = graph.add("And", "mask.causal", real_or_own, before)
     masks: dict[int | None, str] = {}
-    for window in dict.fromkeys(block.mixer.window for block in spec.blocks):
+    for window in dict.fromkeys(mixer.window for mixer in spec.mixers):
         masks[window] = causal
         if window is not None:
             name = f"mask.window_{window}"
@@ -87,24 +116,34 @@ def _length(graph: Graph, name: str, x: str) -> str:
     return graph.add("Squeeze", name, shape, graph.constant(0))
 
 
-def _norm(graph: Graph, norm: Norm, name: str, x: str) -> str:
-    if norm.kind == "rms":
-        return _rms(graph, norm.eps, name, x)
-    weights = (f"{name}.weight", f"{name}.bias")
-    return graph.add("LayerNormalization", name, x, *weights, axis=-1, epsilon=norm.eps, stash_type=TensorProto.FLOAT)
+def _norm(graph: Graph, norm: Norm, name: str, x: str, dtype: str) -> str:
+    """Computed in float32 whatever the dtype: that is what `stash_type` says. One plus a zero-centred weight is taken
+    in float32 too, since 16 bits would round it."""
+    wide = norm.zero_centered and dtype != "float32"
+    x = graph.add("Cast", f"{name}.input", x, to=TensorProto.FLOAT) if wide else x
+    weights = [_factor(graph, norm, f"{name}.weight", wide)]
+    if norm.kind == "layer":
+        bias = f"{name}.bias"
+        weights.append(graph.add("Cast", f"{bias}.float32", bias, to=TensorProto.FLOAT) if wide else bias)
+    op = {"rms": "RMSNormalization", "layer": "LayerNormalization"}[norm.kind]
+    made = f"{name}.output" if wide else name
+    x = graph.add(op, made, x, *weights, axis=-1, epsilon=norm.eps, stash_type=TensorProto.FLOAT)
+    return graph.add("Cast", name, x, to=DTYPES[dtype].onnx) if wide else x
 
 
-def _rms(graph: Graph, eps: float, name: str, x: str) -> str:
-    """Computed in float32 whatever the dtype: that is what `stash_type` says."""
-    return graph.add("RMSNormalization", name, x, f"{name}.weight", axis=-1, epsilon=eps, stash_type=TensorProto.FLOAT)
+def _factor(graph: Graph, norm: Norm, weight: str, wide: bool) -> str:
+    if not norm.zero_centered:
+        return weight
+    stored = graph.add("Cast", f"{weight}.float32", weight, to=TensorProto.FLOAT) if wide else weight
+    return graph.add("Add", f"{weight}.plus_one", stored, graph.number(1.0, "float32"))
 
 
-def _heads(graph: Graph, attention: Attention, eps: float, name: str, x: str, count: int) -> str:
+def _heads(graph: Graph, attention: Attention, norm: Norm, name: str, x: str, count: int, dtype: str) -> str:
     """Queries, keys or values, [batch, count, sequence, head_dim]."""
     x = _linear(graph, name, x, attention.qkv_bias)
     x = graph.add("Reshape", f"{name}.heads", x, graph.constant(0, 0, count, attention.head_dim))
     if attention.qk_norm and not name.endswith(".v"):
-        x = _rms(graph, eps, f"{name}_norm", x)
+        x = _norm(graph, replace(norm, kind="rms"), f"{name}_norm", x, dtype)
     return graph.add("Transpose", f"{name}.heads_first", x, perm=SWAP_HEADS_AND_SEQUENCE)
 
 
@@ -123,21 +162,79 @@ def _rotate(graph: Graph, rope: Rope, tables: Tables, x: str, dtype: str, heads:
     return graph.add("Cast", f"{x}.rotated", turned, to=DTYPES[dtype].onnx)
 
 
-def _attention(graph: Graph, attention: Attention, name: str, q: str, k: str, v: str, mask: str) -> str:
-    # No softmax_precision: CUDA kernels compute the softmax in float32 anyway, and their early releases refuse it.
-    x = graph.add("Attention", f"{name}.mixed", q, k, v, mask)
+def _attention(graph: Graph, attention: Attention, name: str, q: str, k: str, v: str, mask: str, dtype: str) -> str:
+    if attention.softcap is None:
+        # No softmax_precision: CUDA kernels compute the softmax in float32 anyway, and their early releases refuse it.
+        scale = {} if attention.scale is None else {"scale": attention.scale}
+        x = graph.add("Attention", f"{name}.mixed", q, k, v, mask, **scale)
+    else:
+        x = _capped_attention(graph, attention, attention.softcap, name, q, k, v, mask, dtype)
     x = graph.add("Transpose", f"{name}.sequence_first", x, perm=SWAP_HEADS_AND_SEQUENCE)
     x = graph.add("Reshape", f"{name}.joined", x, graph.constant(0, 0, attention.heads * attention.head_dim))
     return _linear(graph, f"{name}.o", x, attention.out_bias)
 
 
+def _capped_attention(
+    graph: Graph, attention: Attention, softcap: float, name: str, q: str, k: str, v: str, mask: str, dtype: str
+) -> str:
+    """Attention spelt out, since TensorRT's parser takes no `softcap`; scores in float32. The queries of a KV head lie
+    one below the other, [batch, kv_heads, queries * sequence, ...], so that keys and values are not repeated."""
+    stacked = graph.constant(0, attention.kv_heads, -1, attention.head_dim)
+    by_head = graph.constant(0, attention.heads, -1, attention.head_dim)
+    total = graph.add("Shape", f"{name}.total", k, start=2, end=3)
+
+    by_heads, by_kv_heads = (
+        graph.add("Concat", f"{name}.by_{what}", graph.constant(0, count, -1), total, axis=0)
+        for what, count in (("heads", attention.heads), ("kv_heads", attention.kv_heads))
+    )
+    scale = attention.head_dim**-0.5 if attention.scale is None else attention.scale
+    q = graph.add("Reshape", f"{name}.q.stacked", q, stacked)
+    turned = graph.add("Transpose", f"{name}.k.turned", k, perm=[0, 1, 3, 2])
+    x = graph.add("MatMul", f"{name}.products", q, turned)
+    x = graph.add("Cast", f"{name}.products.float32", x, to=TensorProto.FLOAT)
+    x = graph.add("Mul", f"{name}.scores", x, graph.number(scale, "float32"))
+    x = _capped(graph, f"{name}.capped", x, softcap)
+    x = graph.add("Reshape", f"{name}.capped_by_head", x, by_heads)
+    x = graph.add("Where", f"{name}.masked", mask, x, graph.number(HIDDEN, "float32"))
+    x = graph.add("Softmax", f"{name}.shares", x, axis=-1)
+    x = graph.add("Reshape", f"{name}.shares_stacked", x, by_kv_heads)
+    x = graph.add("Cast", f"{name}.shares_cast", x, to=DTYPES[dtype].onnx)
+    x = graph.add("MatMul", f"{name}.mixed_stacked", x, v)
+    return graph.add("Reshape", f"{name}.mixed", x, by_head)
+
+
 def _ffn(graph: Graph, ffn: Dense, name: str, x: str) -> str:
     up = _linear(graph, f"{name}.up", x, ffn.bias)
     gate = _linear(graph, f"{name}.gate", x, ffn.bias) if ffn.gated else up
-    x = graph.add("Mul", f"{name}.silu", gate, graph.add("Sigmoid", f"{name}.sigmoid", gate))
+    x = ACTIVATIONS[ffn.activation](graph, name, gate)
     if ffn.gated:
         x = graph.add("Mul", f"{name}.gated", x, up)
     return _linear(graph, f"{name}.down", x, ffn.bias)
+
+
+def _silu(graph: Graph, name: str, x: str) -> str:
+    return graph.add("Mul", f"{name}.silu", x, graph.add("Sigmoid", f"{name}.sigmoid", x))
+
+
+def _gelu(graph: Graph, name: str, x: str) -> str:
+    return graph.add("Gelu", f"{name}.gelu", x, approximate="none")
+
+
+def _gelu_tanh(graph: Graph, name: str, x: str) -> str:
+    return graph.add("Gelu", f"{name}.gelu", x, approximate="tanh")
+
+
+def _relu2(graph: Graph, name: str, x: str) -> str:
+    x = graph.add("Relu", f"{name}.relu", x)
+    return graph.add("Mul", f"{name}.relu2", x, x)
+
+
+ACTIVATIONS: Mapping[Activation, Callable[[Graph, str, str], str]] = {
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu2": _relu2,
+}
 
 
 def _linear(graph: Graph, name: str, x: str, bias: bool) -> str:

@@ -29,7 +29,7 @@ class Graph:
         self._initializers: dict[str, TensorProto] = {}
         self._nodes: list[NodeProto] = []
 
-    def add(self, op: str, name: str, *inputs: str, **attributes: int | float | list[int]) -> str:
+    def add(self, op: str, name: str, *inputs: str, **attributes: int | float | str | list[int]) -> str:
         self._nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
 
@@ -40,6 +40,13 @@ class Graph:
     def scalar(self, value: int) -> str:
         """A true scalar, of rank 0: Range takes nothing else."""
         return self._constant(f"int.{value}", [], [value])
+
+    def number(self, value: float, dtype: str) -> str:
+        """A scalar of a floating-point dtype."""
+        name = f"{dtype}.{value!r}"
+        if name not in self._initializers:
+            self._initializers[name] = helper.make_tensor(name, DTYPES[dtype].onnx, [], [value])
+        return name
 
     def weight(self, slot: Slot) -> str:
         """A tensor in the data file, at the next page."""

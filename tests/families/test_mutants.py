@@ -1,0 +1,217 @@
+"""What a family's own bugs would write, sealed again with the digests of the changed bytes: none of it survives."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from validation.mutants import Change, Opened, exchange_tensors, fill, mutate, shift_rows
+
+from nemoport import artifact
+from nemoport.exporters import convert, stream
+from nemoport.spec import Plan
+from nemoport.validation import Report, Request, validate
+
+from .test_transformers import CASES, LAYERS, save
+
+TARGETS = {
+    "hf": ("hf", Plan()),
+    "trtllm tp 2": ("trtllm", Plan(tp=2)),
+    "onnx": ("onnx", Plan(dtype="float32")),
+}
+MARGIN = 3
+"""How far beyond the gate each of them lands at least."""
+
+
+def say(key: str, value: Any) -> Change:
+    """Another word in config.json."""
+
+    def change(opened: Opened) -> None:
+        path = opened.directory / "config.json"
+        config = json.loads(path.read_bytes())
+        assert config.get(key, value) != value or key not in config
+        path.write_bytes(artifact.json_bytes(config | {key: value}))
+
+    return change
+
+
+def in_model(edit: Callable[[onnx.GraphProto], int]) -> Change:
+    """Something else in the graph; `edit` counts what it changed."""
+
+    def change(opened: Opened) -> None:
+        path = opened.directory / "model.onnx"
+        model = onnx.load_model(path, load_external_data=False)
+        assert edit(model.graph)
+        path.write_bytes(model.SerializeToString(deterministic=True))
+
+    return change
+
+
+def constant(pattern: str, value: float) -> Change:
+    """Another number where the graph has one inside."""
+
+    def edit(graph: onnx.GraphProto) -> int:
+        found = [each for each in graph.initializer if re.fullmatch(pattern, each.name)]
+        for each in found:
+            each.CopyFrom(onnx.helper.make_tensor(each.name, each.data_type, each.dims, [value]))
+        return len(found)
+
+    return in_model(edit)
+
+
+def attribute(op: str, name: str, value: str) -> Change:
+    def edit(graph: onnx.GraphProto) -> int:
+        found = [each for node in graph.node if node.op_type == op for each in node.attribute if each.name == name]
+        for each in found:
+            each.s = value.encode()
+        return len(found)
+
+    return in_model(edit)
+
+
+def bypassed(op: str, pattern: str) -> Change:
+    """Nodes that hand on their first input."""
+
+    def edit(graph: onnx.GraphProto) -> int:
+        found = [node for node in graph.node if node.op_type == op and re.fullmatch(pattern, node.name)]
+        for node in found:
+            node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], node.output, name=node.name))
+        return len(found)
+
+    return in_model(edit)
+
+
+def less_one(pattern: str) -> Change:
+    """The one that a zero-centred norm is written with, forgotten."""
+
+    def change(opened: Opened) -> None:
+        found = [each for each in opened.stored if re.fullmatch(pattern, each.name)]
+        assert found
+        for each in found:
+            each.array[...] -= 1
+
+    return change
+
+
+NORMS_EXCHANGED = exchange_tensors("layers.1.ffn_norm.weight", "layers.1.ffn_post_norm.weight")
+ALTERNATING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+MUTANTS: dict[str, dict[str, dict[str, Change]]] = {
+    "gpt2": {
+        "hf": {
+            "position table shifted": shift_rows("positions.weight"),
+            "gelu of the other kind": say("activation_function", "gelu"),
+        },
+        "trtllm tp 2": {
+            "position table shifted": shift_rows("positions.weight"),
+            "a norm's bias zeroed": fill("layers.1.attn_norm.bias", 0),
+        },
+        "onnx": {
+            "position table shifted": shift_rows("positions.weight"),
+            "positions not added": bypassed("Add", "embed.placed"),
+            "gelu of the other kind": attribute("Gelu", "approximate", "none"),
+        },
+    },
+    "nemotron": {
+        "hf": {"rope on other dimensions": say("partial_rotary_factor", 0.6)},
+        "trtllm tp 2": {
+            "plus one dropped": less_one(".*layernorm.weight"),
+            "plus one of the last norm dropped": less_one(r"transformer\.ln_f\.weight"),
+            "rope on other dimensions": say("rotary_pct", 0.6),
+        },
+        "onnx": {"plus one dropped": constant(r"float32\.1\.0", 0.0), "square dropped": bypassed("Mul", ".*relu2")},
+    },
+    "gemma": {
+        "hf": {"rope base": say("rope_theta", 400.0)},
+        "trtllm tp 2": {"plus one dropped": less_one(".*layernorm.weight")},
+        "onnx": {
+            "plus one dropped": constant(r"float32\.1\.0", 0.0),
+            "embedding scale missing": bypassed("Mul", "embed.scaled"),
+        },
+    },
+    "gemma2": {
+        "hf": {
+            "soft cap of scores missing": say("attn_logit_softcapping", None),
+            "soft cap of logits missing": say("final_logit_softcapping", None),
+            "window off by one": say("sliding_window", 6),
+            "windows in the other layers": say("layer_types", ALTERNATING[::-1]),
+            "scores scaled by the size of a head": say("query_pre_attn_scalar", 10),
+            "norms before and after exchanged": NORMS_EXCHANGED,
+        },
+        "trtllm tp 2": {
+            "soft cap of scores missing": say("attn_logit_softcapping", None),
+            "soft cap of logits missing": say("final_logit_softcapping", None),
+            "scores scaled by the size of a head": say("query_pre_attn_scalar", 10),
+            "plus one dropped": less_one(".*layernorm.weight"),
+            "norms before and after exchanged": NORMS_EXCHANGED,
+        },
+        "onnx": {
+            "soft cap of scores missing": bypassed("Tanh", ".*attn.capped.tanh"),
+            "soft cap of logits missing": bypassed("Tanh", "logits.tanh"),
+            "window off by one": constant(r"int\.5", 6),
+            "embedding scale missing": bypassed("Mul", "embed.scaled"),
+            "a norm after attention missing": bypassed("RMSNormalization", "layers.2.attn_post_norm"),
+        },
+    },
+    "gemma3": {
+        "hf": {
+            "window off by one": say("sliding_window", 4),
+            "one rope for all": say("rope_local_base_freq", 5000.0),
+            "scaling of far layers missing": say("rope_scaling", None),
+        },
+        "onnx": {
+            "window off by one": constant(r"int\.5", 4),
+            "norm of keys missing": bypassed("RMSNormalization", ".*k_norm"),
+        },
+    },
+    "starcoder2": {
+        "hf": {"window off by one": say("sliding_window", 7)},
+        "trtllm tp 2": {"a bias of the feed-forward zeroed": fill("layers.2.ffn.down.bias", 0)},
+        "onnx": {"window off by one": constant(r"int\.6", 7)},
+    },
+}
+EVERY = {
+    f"{case}, {target}: {name}": (case, target, change)
+    for case, targets in MUTANTS.items()
+    for target, changes in targets.items()
+    for name, change in changes.items()
+}
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """The good artifacts, each made and seen to pass once."""
+    root, made = tmp_path_factory.mktemp("clean"), dict[tuple[str, str], Path]()
+
+    def artifact_of(case: str, target: str) -> Path:
+        source = root / case
+        if not source.exists():
+            save(CASES[case], source)
+        if (case, target) not in made:
+            kind, plan = TARGETS[target]
+            made[case, target] = root / f"{case} {kind}"
+            stream.run(convert.plan(source, kind, made[case, target], plan=plan))
+            report = validate(Request(subject=made[case, target]))
+            assert report.passed
+            assert used(report) < 1 / MARGIN
+        return made[case, target]
+
+    return artifact_of
+
+
+@pytest.mark.parametrize("mutant", EVERY)
+def test_no_mutant_of_a_family_survives(mutant: str, clean: Callable[[str, str], Path], tmp_path: Path) -> None:
+    case, target, change = EVERY[mutant]
+    report = validate(Request(subject=mutate(clean(case, target), tmp_path / "mutant", change)))
+    assert not report.passed
+    assert "files match the manifest" not in [check.name for check in report.checks if not check.passed]
+    assert used(report) > MARGIN, report.checks
+
+
+def used(report: Report) -> float:
+    """How much of its bound the farthest of the source's logits used up."""
+    return max(check.used or 0 for check in report.checks if check.name.startswith("logits of the source"))
