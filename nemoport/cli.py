@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 import click
 
 from nemoport import __version__
-from nemoport.errors import NemoportError, UsageError
+from nemoport.errors import NemoportError, PolicyError, UsageError
+from nemoport.runner.flags import NOT_DONE
 
 
 class Verbs(click.Group):
@@ -74,12 +75,14 @@ def main() -> None:
 @config_option
 @json_option
 def inspect(path: Path, config_file: Path | None, as_json: bool) -> None:
-    """Say what a checkpoint is: format, family, shapes, vocabulary, tokenizer, what would be skipped."""
+    """Say what a checkpoint is: format, family, shapes, vocabulary, tokenizer, pickles, what would be skipped."""
     from nemoport import show
     from nemoport.exporters.inspect import inspect as look
 
     facts = look(path, _config(config_file))
     show.json(facts) if as_json else show.facts(facts)
+    if "refused" in facts:
+        raise PolicyError(facts["refused"])
 
 
 @main.command()
@@ -98,6 +101,13 @@ def inspect(path: Path, config_file: Path | None, as_json: bool) -> None:
     show_default=True,
     help="Into the weights, or as a PEFT directory beside them (hf).",
 )
+@click.option(
+    "--weights",
+    type=click.Choice(["model", "optimizer"]),
+    default="model",
+    show_default=True,
+    help="Those that the model computed with, or the optimizer's float32 copies of them.",
+)
 @click.option("--vocab", type=click.Choice(["true", "padded"]), default="true", show_default=True, help="Rows to keep.")
 @click.option("--max-memory", type=Size(), default="512MiB", show_default=True, help="Cap on memory in use.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
@@ -112,6 +122,7 @@ def convert(
     dtype: str | None,
     adapter: Path | None,
     adapter_mode: Any,
+    weights: Any,
     vocab: Any,
     max_memory: int,
     dry_run: bool,
@@ -124,7 +135,7 @@ def convert(
     from nemoport.exporters import convert, stream
     from nemoport.spec import Plan
 
-    plan = Plan(tp=tp, pp=pp, dtype=dtype, vocab=vocab)
+    plan = Plan(tp=tp, pp=pp, dtype=dtype, vocab=vocab, weights=weights)
     job = convert.plan(
         path,
         to,
@@ -213,6 +224,12 @@ def publish_(artifact: Path, model_repository: Path, name: str, promote_it: bool
         )
 
 
+def _flags_not_done(command: Any) -> Any:
+    for flag in NOT_DONE:
+        command = click.option(flag, multiple=True, hidden=True)(command)
+    return command
+
+
 @main.command()
 @click.argument("repositories", type=PATH, nargs=-1, metavar="[REPO]...")
 @click.option("--model-repository", "--model-store", type=PATH, multiple=True, help="The same as REPO; repeatable.")
@@ -224,9 +241,13 @@ def publish_(artifact: Path, model_repository: Path, name: str, promote_it: bool
 @click.option("--allow-grpc", type=bool, default=True, show_default=True)
 @click.option("--grpc-address", default="0.0.0.0", show_default=True)  # noqa: S104  as above
 @click.option("--grpc-port", default=8001, show_default=True)
+@click.option("--allow-metrics", type=bool, default=True, show_default=True)
+@click.option("--metrics-address", default="", help="Default: as --http-address.")
+@click.option("--metrics-port", default=8002, show_default=True)
 @click.option(
     "--model-control-mode", type=click.Choice(["none", "explicit", "poll"]), default="none", show_default=True
 )
+@click.option("--repository-poll-secs", default=15, show_default=True, help="With poll control.")
 @click.option("--load-model", multiple=True, help="With explicit control; repeatable, * alone loads all.")
 @click.option("--model-config-name", default="", help="Use configs/NAME.pbtxt of a model that has one.")
 @click.option("--disable-auto-complete-config", is_flag=True)
@@ -235,12 +256,17 @@ def publish_(artifact: Path, model_repository: Path, name: str, promote_it: bool
 @click.option("--exit-timeout-secs", default=30, show_default=True)
 @click.option("--log-verbose", default=0, show_default=True)
 @click.option("--allow-cpu-fallback", is_flag=True, help="Run KIND_GPU models on the CPU where there is no GPU.")
+@_flags_not_done
 def serve(repositories: tuple[Path, ...], model_repository: tuple[Path, ...], **options: Any) -> None:
-    """Serve a repository over HTTP and gRPC as tritonserver would, with its flags."""
+    """Serve a repository over HTTP and gRPC as tritonserver would, with its flags.
+
+    Other flags of tritonserver that change how fast it answers, and not what, are accepted with a warning.
+    """
     from nemoport.runner.serve import ServeOptions
     from nemoport.runner.serve import serve as run
 
-    run(ServeOptions(model_repository=(*repositories, *model_repository), **options))
+    not_done = tuple(flag for flag in NOT_DONE if options.pop(flag.removeprefix("--").replace("-", "_")))
+    run(ServeOptions(model_repository=(*repositories, *model_repository), not_done=not_done, **options))
 
 
 @main.group()

@@ -44,29 +44,56 @@ def pairs(found: Iterator[tuple[str, str]] | Sequence[tuple[str, str]]) -> None:
 
 def facts(found: Mapping[str, Any]) -> None:
     """What `inspect` says, for people."""
+    if "refused" in found:
+        pairs([("format", found["format"]), *_pickles(found)])
+        return
     tokenizer, vocabulary = found["tokenizer"], found.get("vocabulary")
+    versions = "".join(f", {program} {version}" for program, version in found["versions"].items())
     lines = [
-        ("format", f"{found['format']}, written by {found['writer']}"),
-        ("family", f"{found['family']}, {found['parameters']:,} parameters" if "family" in found else "unknown"),
+        ("format", f"{found['format']}, written by {found['writer']}{versions}"),
+        ("family", f"{found['family']}, {found['parameters']:,} parameters, {found['dtype']}")
+        if "family" in found
+        else ("family", f"unknown, {found['elements']:,} numbers"),
         ("stored", f"{found['tensors']} tensors, {found['bytes']:,} bytes, {_counts(found['dtypes'])}"),
-        ("trained at", ", ".join(f"{key} {value}" for key, value in found["trained"].items()) or "not recorded"),
-        ("skipped", _counts(found["skipped"]) or "nothing"),
-        ("tokenizer", f"{', '.join(tokenizer['files'])} ({tokenizer['ids']} ids)" if tokenizer else "none"),
     ]
+    if adapter := found.get("adapter"):
+        lines[1] = ("adapter", f"{'; '.join(adapter['scaling'])} on {_counts(adapter['linears'])}")
+    if vocabulary and vocabulary["padded"]:
+        lines.append(("vocabulary", f"{vocabulary['true'] or 'unknown'}, stored in {vocabulary['padded']} rows"))
     if how := found.get("quantization"):
         words = (
             how["algorithm"] or "unnamed",
             how["kv_cache"] and f"KV cache {how['kv_cache']}",
             f"by {how['producer']}",
         )
-        lines.insert(3, ("quantized", ", ".join(word for word in words if word)))
-    if adapter := found.get("adapter"):
-        lines[1] = ("adapter", f"{'; '.join(adapter['scaling'])} on {_counts(adapter['linears'])}")
-    if vocabulary:
-        lines.insert(3, ("vocabulary", f"{vocabulary['true']}, stored in {vocabulary['padded']} rows"))
+        lines.append(("quantized", ", ".join(word for word in words if word)))
+    if count := found.get("adapters"):
+        lines.append(("adapter", f"{count} tensors beside the model's own"))
+    if count := found.get("masters"):
+        lines.append(("optimizer", f"float32 copies of {count} tensors, for --weights optimizer"))
+    sizes = (f"{key} {size}{' (inferred)' * (key in found['inferred'])}" for key, size in found["trained"].items())
+    lines += [
+        ("trained at", ", ".join(sizes) or "not recorded"),
+        ("skipped", _counts(found["skipped"]) or "nothing"),
+        ("tokenizer", f"{', '.join(tokenizer['files'])} ({tokenizer['ids']} ids)" if tokenizer else "none"),
+        *_pickles(found),
+    ]
     if "problem" in found:
         lines.append(("problem", found["problem"]))
     pairs(lines)
+
+
+def _pickles(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The clean ones counted, each of the others with what it would import."""
+    clean = sum(each["verdict"] == "clean" for each in found["pickles"])
+    unopened = f", {found['archives']} in .distcp files that are never opened" if found["archives"] else ""
+    if found["pickles"] or unopened:
+        yield "pickles", f"{clean} clean{unopened}"
+    for each in found["pickles"]:
+        if each["verdict"] != "clean":
+            why = [f"would import {name}" for name in each["globals"][:3]] + [each["note"]] * bool(each["note"])
+            more = f" and {len(each['globals']) - 3} more" if len(each["globals"]) > 3 else ""
+            yield "", f"{each['verdict']}: {each['path']} {', '.join(why)}{more}"
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> None:

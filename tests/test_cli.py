@@ -110,6 +110,46 @@ def test_inspect_reports_a_suspicious_pickle_that_need_not_be_read() -> None:
     assert any("02b26e39" in each["path"] and each["verdict"] == "suspicious, not needed" for each in pickles)
 
 
+EVIL = {
+    "index": (MEGATRON / "evil/torch_dist_metadata", "torch_dist", ".metadata"),
+    "rank": (MEGATRON / "evil/legacy", "megatron_legacy", "mp_rank_00/model_optim_rng.pt"),
+}
+
+
+@pytest.mark.parametrize("path, format_name, pickle", EVIL.values(), ids=EVIL.keys())
+def test_inspect_names_a_suspicious_pickle_that_must_be_read_and_refuses(
+    path: Path, format_name: str, pickle: str
+) -> None:
+    result = run("inspect", path, "--json")
+    facts = json.loads(result.stdout)
+    assert (result.exit_code, facts["format"]) == (5, format_name)
+    assert result.stderr == f"Error: {facts['refused']}\n"
+    (found,) = (each for each in facts["pickles"] if each["verdict"] != "clean")
+    assert (found["path"], found["verdict"], found["globals"]) == (pickle, "suspicious, needed", ["posix.system"])
+    shown = run("inspect", path)
+    assert shown.exit_code == 5
+    assert f"suspicious, needed: {pickle} would import posix.system" in shown.stdout
+
+
+def test_inspect_of_what_is_no_checkpoint_says_what_it_looked_for(tmp_path: Path) -> None:
+    from nemoport import plugins
+    from nemoport.exporters import source
+
+    result = run("inspect", tmp_path)
+    assert result.exit_code == 3
+    for name, reader in plugins.load_all(source.READERS).items():
+        assert f"{reader.LOOKS_FOR} ({name})" in result.stderr
+
+
+def test_convert_takes_the_weights_of_the_model_or_of_the_optimizer(tmp_path: Path) -> None:
+    """What it then does is in test_optimizer_weights; here, that the flag arrives."""
+    result = run("convert", NEMO2, "--to", "hf", "--weights", "optimizer", "-o", tmp_path / "out")
+    assert result.exit_code == 3
+    assert "use --weights model" in result.stderr
+    assert run("convert", NEMO2, "--to", "hf", "--weights", "model", "-o", tmp_path / "out").exit_code == 0
+    assert run("convert", NEMO2, "--to", "hf", "--weights", "both", "-o", tmp_path / "out").exit_code == 2
+
+
 def test_convert_tells_what_it_wrote(tmp_path: Path) -> None:
     facts = told("convert", LM, "--to", "trtllm", "--tp", 2, "--pp", 2, "-o", tmp_path / "out")
     assert (facts["target"], facts["tp"], facts["pp"], facts["dtype"]) == ("trtllm", 2, 2, "bfloat16")

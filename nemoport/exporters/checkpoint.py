@@ -6,24 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from nemoport.artifact import Signature
+from nemoport.exporters.encoding import Encoding
 from nemoport.exporters.formats.tree import Tree
 from nemoport.exporters.tensor import LazyTensor
 from nemoport.spec import ModelSpec, Plan
-
-Verdict = Literal["clean", "suspicious, not needed"]
-
-
-@dataclass(frozen=True)
-class Pickle:
-    """A pickle met on the way. A suspicious one that must be read is an error instead."""
-
-    path: str
-    verdict: Verdict
-    globals: tuple[str, ...] = ()
-    """What it would import beyond the allow-list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +36,46 @@ class Checkpoint:
     """The directory that holds the tokenizer's files."""
     trained: Mapping[str, int] = field(default_factory=dict)
     """tp, pp, ep of the training run, where known."""
-    pickles: tuple[Pickle, ...] = ()
 
 
 class Reader(Protocol):
-    """A module in `readers/`. `WRAPS` names formats that this one is a more specific form of."""
+    """A module in `readers/`."""
 
     WRAPS: tuple[str, ...]
+    """The formats that this one is a more specific form of."""
+    LOOKS_FOR: str
+    """What it recognises, in words, for whom nothing is recognised."""
+    NEEDED: tuple[str, ...]
+    """The pickles among its files that `read` opens: names with `*` for what varies, `*.distcp/NAME` for an object
+    among the tensors of a distributed checkpoint."""
 
     def recognises(self, path: Path) -> bool:
         """From names and first bytes only; never an error."""
         ...
 
+    def files(self, path: Path) -> Tree:
+        """All that belongs to the checkpoint at a path that it recognises."""
+        ...
+
     def read(self, path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
         """`config` is the user's, in the words of the naming; it goes before what the files say."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """How a model's weights are quantized, and what its checkpoint says of it."""
+
+    encoding: Encoding
+    said: Mapping[str, Any]
+    """For the manifest."""
+    kv_cache: str | None = None
+    excluded: tuple[str, ...] = ()
+    """Patterns of the linears that are not quantized, in the checkpoint's names."""
+    config: Mapping[str, Any] | None = None
+    """`quantization_config` of config.json, word for word."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Descriptions beside the weights, byte for byte."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +91,7 @@ class Model:
     """Canonical name -> what was done to it on the way, in words; of most tensors, nothing."""
     adapter: Mapping[str, Any] | None = None
     """What the manifest says of the adapter that goes with it."""
+    quantized: Quantized | None = None
 
     @property
     def dtype(self) -> str:

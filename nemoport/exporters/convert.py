@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from nemoport import plugins
 from nemoport.artifact import Artifact
-from nemoport.errors import UsageError
+from nemoport.errors import UnsupportedInput, UsageError
 from nemoport.exporters import source, stream
 from nemoport.exporters.adapters import huggingface as peft
 from nemoport.exporters.checkpoint import Model, Output
@@ -44,6 +44,7 @@ def plan(
         model, output = _carrying(path, adapter, to, target, config, plan)
     else:
         model = source.model(path, config, plan.vocab, adapter, plan.weights)
+        _check_quantized(model, to, target, plan)
         output = target.output(model, plan)
     job = stream.Job(
         kind=to,
@@ -57,6 +58,23 @@ def plan(
     )
     stream.check_destination(job)
     return job
+
+
+def _check_quantized(model: Model, to: str, target: ModuleType, plan: Plan) -> None:
+    """Refuse what could pass a quantized model on only by undoing its quantization."""
+    if model.quantized is None:
+        return
+    method = f"{model.checkpoint.path} is quantized ({model.quantized.encoding.method})"
+    if plan.dtype is not None:
+        raise UsageError(f"{method}, and its numbers have the dtypes they were rounded to; leave --dtype out")
+    if (dialect := getattr(target, "DIALECT", None)) is None:
+        raise UnsupportedInput(
+            f"{method}, and --to {to} takes plain numbers only, which nemoport does not silently make of them; "
+            "use --to hf, or give the checkpoint that it came from"
+        )
+    if dialect not in model.quantized.encoding.loads:
+        why = model.quantized.encoding.refused.get(dialect, f"--to {to} has no words for it")
+        raise UnsupportedInput(f"{method}: {why}; use --to hf")
 
 
 def _carrying(
@@ -85,6 +103,7 @@ def summary(job: stream.Job) -> tuple[Row, ...]:
         Row("source", f"{checkpoint.path} ({checkpoint.format}, written by {checkpoint.writer})"),
         Row("model", f"{spec.family}, {parameter_count(spec):,} parameters, {job.model.dtype}"),
         *_adapter_row(job),
+        *_quantized_row(job),
         Row("trained at", layout),
         Row("tensors", f"{len(checkpoint.tensors)} stored, {len(checkpoint.skipped)} skipped, {slots} written"),
         Row("target", f"{job.kind}, tp {job.plan.tp}, pp {job.plan.pp}, {job.output.dtype}"),
@@ -100,12 +119,19 @@ def _adapter_row(job: stream.Job) -> tuple[Row, ...]:
     return (Row("adapter", words),)
 
 
+def _quantized_row(job: stream.Job) -> tuple[Row, ...]:
+    if (found := job.model.quantized) is None:
+        return ()
+    return (Row("quantized", f"{found.said.get('algorithm')} by {found.said['producer']}, kept as it is"),)
+
+
 def as_json(job: stream.Job, artifact: Artifact | None) -> dict[str, Any]:
     """The plan, and what came of it, for `--json`."""
     checkpoint, spec = job.model.checkpoint, job.model.spec
     return {
         "source": {"path": str(checkpoint.path), "format": checkpoint.format, "writer": checkpoint.writer},
         "adapter": {"path": str(job.adapter), **job.model.adapter} if job.model.adapter else None,
+        "quantization": job.model.quantized.said if job.model.quantized else None,
         "family": spec.family,
         "parameters": parameter_count(spec),
         "target": job.kind,

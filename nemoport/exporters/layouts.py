@@ -24,6 +24,8 @@ class Layout:
     join: Join
     padded: bool = False
     """The stored tensor may have more rows than the parts: training pads vocabularies."""
+    whole_rows: bool = True
+    """It moves rows and changes none, so what belongs to each row (a scale) can go with it."""
 
 
 def _rows(tensor: LazyTensor, sizes: Sequence[int]) -> tuple[LazyTensor, ...]:
@@ -66,6 +68,7 @@ TRANSPOSED = Layout(
     "transposed",
     lambda stored, parts: _rows(transpose(stored), [part.shape[0] for part in parts]),
     lambda tensors, _: transpose(concat(tensors, 0)),
+    whole_rows=False,
 )
 """[in, out], as GPT-2's Conv1D has it; of several parts [q k v] side by side."""
 
@@ -73,5 +76,6 @@ PLUS_ONE = Layout(
     "plus one",
     lambda stored, _: (shift(stored, -1.0),),
     lambda tensors, _: shift(tensors[0], 1.0),
+    whole_rows=False,
 )
 """1 + w of a zero-centred norm whose canonical tensor holds w."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from nemoport.errors import DamagedInput, UnsupportedInput
+from nemoport.exporters import encoding
 from nemoport.exporters.configs import Dialect
 from nemoport.exporters.layouts import WHOLE, Layout
 from nemoport.exporters.tensor import LazyTensor, Zeros
@@ -38,6 +39,8 @@ class Column:
     """Where a tied model may store its embedding a second time."""
     buffers: Mapping[str, str] = field(default_factory=dict)
     """Stored things that are no weights: a pattern of their names, and what they are."""
+    loads: tuple[str, ...] = ()
+    """What loads such an artifact, where that is not what loads other families."""
     own_head: bool = True
     """Whether an output matrix may be written; else the runtime takes the embedding for it, and nothing else."""
 
@@ -53,6 +56,12 @@ class Binding:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.layout.join([Zeros(part.shape, "uint8") for part in self.parts], self.parts).shape
+
+    def split(self, stored: LazyTensor) -> tuple[LazyTensor, ...]:
+        return encoding.split(self.layout, stored, self.parts)
+
+    def join(self, tensors: Sequence[LazyTensor]) -> LazyTensor:
+        return encoding.join(self.layout, tensors, self.parts)
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ def resolve(column: Column, specs: Mapping[str, TensorSpec], stored: Mapping[str
         tensor = stored[binding.stored]
         _check(binding, tensor)
         unexplained.pop(binding.stored, None)
-        for part, piece in zip(binding.parts, binding.layout.split(tensor, binding.parts), strict=True):
+        for part, piece in zip(binding.parts, binding.split(tensor), strict=True):
             if part.name in tensors:
                 raise DamagedInput(f"{part.name} is stored twice, in {sources[part.name][0]} and in {binding.stored}")
             tensors[part.name], sources[part.name] = piece, (binding.stored,)

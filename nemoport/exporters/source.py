@@ -12,8 +12,9 @@ from nemoport import plugins
 from nemoport.errors import DamagedInput, UnsupportedInput, UsageError
 from nemoport.exporters import configs, lora, masters
 from nemoport.exporters.checkpoint import Checkpoint, Model
+from nemoport.exporters.encoding import Gathered
 from nemoport.exporters.formats import tokenizer
-from nemoport.exporters.quantized import quantization
+from nemoport.exporters.quantized import check_description, gathered, quantization
 from nemoport.exporters.rules import Column, resolve
 from nemoport.spec import ModelSpec, VocabPolicy, Weights, tensors
 
@@ -29,8 +30,8 @@ def reader(path: Path) -> tuple[str, ModuleType]:
     wrapped = {name for module in found.values() for name in module.WRAPS}
     if not (chosen := {name: module for name, module in found.items() if name not in wrapped}):
         raise UnsupportedInput(
-            f"{path} is no checkpoint that nemoport reads ({', '.join(plugins.names(READERS))}); "
-            "it looked for .metadata with .distcp files, for config.json with safetensors, and for what wraps them"
+            f"{path} is no checkpoint that nemoport reads; it looked for "
+            + "; ".join(f"{module.LOOKS_FOR} ({name})" for name, module in plugins.load_all(READERS).items())
         )
     assert len(chosen) == 1, f"{sorted(chosen)} all recognise {path}"
     return next(iter(chosen.items()))
@@ -72,6 +73,11 @@ def with_adapter(
         )
     stored = checkpoint(path, config, weights)
     base = resolved(lora.without(stored) if together else stored, vocab)
+    if base.quantized:
+        raise UnsupportedInput(
+            f"{path} is quantized ({base.quantized.encoding.method}), and an adapter is not merged into rounded "
+            "weights nor carried beside them yet; merge it into the checkpoint from before quantization"
+        )
     names = column(base.spec.family, found.naming, "merge the adapter where it was trained")
     return base, lora.bind(found, names, tensors(base.spec))
 
@@ -102,11 +108,9 @@ def resolved(stored: Checkpoint, vocab: VocabPolicy = "true") -> Model:
             f"{len(adapted)} tensors of {stored.path} are of an adapter, the first is {adapted[0]}; give the adapter "
             "with --adapter DIR beside the base, twice the same directory where it holds both"
         )
-    if (how := quantization(stored)) is not None:
-        raise UnsupportedInput(
-            f"{stored.path} is quantized ({how}; {how.where}), and nemoport neither passes that on yet nor silently "
-            "undoes it; give the checkpoint that it came from"
-        )
+    given, quantized = Gathered(stored.tensors, {}), None
+    if (said := quantization(stored)) is not None:
+        given, quantized = gathered(stored, said)
     config = dict(stored.config)
     if not config:
         raise UsageError(
@@ -117,12 +121,18 @@ def resolved(stored: Checkpoint, vocab: VocabPolicy = "true") -> Model:
         config["vocab_size"] = tokenizer.size(stored.tokenizer)
     family, column = _family(stored.naming, config)
     spec = _with_vocabulary(configs.read(family, column.dialects, config), stored, column, vocab)
-    found = resolve(column, tensors(spec), stored.tensors)
+    found = resolve(column, tensors(spec), given.tensors)
+    if said is not None:
+        check_description(stored, said, found.tensors, found.sources)
     return Model(
         checkpoint=replace(stored, skipped={**stored.skipped, **found.skipped}),
         spec=spec,
         tensors=found.tensors,
-        sources=found.sources,
+        sources={
+            part: tuple(member for name in names for member in given.members.get(name, (name,)))
+            for part, names in found.sources.items()
+        },
+        quantized=quantized,
         transforms={
             part: "the optimizer's float32 copy"
             for part, names in found.sources.items()

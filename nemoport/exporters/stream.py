@@ -298,6 +298,7 @@ def _artifact(job: Job, files: tuple[File, ...]) -> Artifact:
             "skipped": len(checkpoint.skipped),
             "trained": dict(checkpoint.trained),
             **({"adapter": job.model.adapter} if job.model.adapter else {}),
+            **({"quantization": job.model.quantized.said} if job.model.quantized else {}),
         },
     )
 

@@ -51,6 +51,12 @@ def collapsed(values: Sequence[Any]) -> Any:
     return values[0] if len(set(values)) == 1 else PerLayer(values)
 
 
+def collapsed_present(values: Sequence[Any]) -> Any:
+    """The same over the layers that have the part: None where one has not."""
+    present = {value for value in values if value is not None}
+    return present.pop() if len(present) == 1 else PerLayer(values)
+
+
 def by_layer(words: Mapping[str, Any], word: str) -> list[Any]:
     """A word's value in each layer: the inverse of `collapsed`."""
     value = words[word]
@@ -85,7 +91,16 @@ def spec_of(family: str, words: Mapping[str, Any]) -> ModelSpec:
 def words_of(spec: ModelSpec) -> Words:
     """The inverse of `spec_of`."""
     rows = [_words_of_block(block) for block in spec.blocks]
-    of_blocks = {word: _summed([row.get(word, _ABSENT) for row in rows]) for row in rows for word in row}
+    of_blocks = {word: collapsed([row[word] for row in rows]) for word in _OF_BLOCK}
+    for halves, its_words in (("mixer", _OF_ATTENTION), ("ffn", _OF_DENSE)):
+        having = [row for row in rows if row[halves]]
+        of_blocks |= {
+            word: having[0][word]
+            if len({row[word] for row in having}) == 1
+            else PerLayer(row.get(word) for row in rows)
+            for word in its_words
+            if having
+        }
     return {
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,
@@ -115,7 +130,6 @@ _OF_ATTENTION = (
     *("window", "scale", "softcap", "qkv_bias", "out_bias", "qk_norm"),
 )
 _OF_DENSE = ("intermediate", "activation", "gated", "ffn_bias")
-_ABSENT = object()
 
 
 def _block(words: Mapping[str, Any]) -> Block:
@@ -168,12 +182,6 @@ def _words_of_block(block: Block) -> Words:
         words |= {"ffn": "dense", "intermediate": ffn.intermediate, "activation": ffn.activation}
         words |= {"gated": ffn.gated, "ffn_bias": ffn.bias}
     return words
-
-
-def _summed(values: Sequence[Any]) -> Any:
-    """`collapsed` over the layers that have the part."""
-    present = {value for value in values if value is not _ABSENT}
-    return present.pop() if len(present) == 1 else PerLayer(None if value is _ABSENT else value for value in values)
 
 
 def _short(value: Any) -> Any:

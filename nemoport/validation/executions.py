@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nemoport import reference
 from nemoport.exporters import source
 from nemoport.exporters.adapters import huggingface as peft
+from nemoport.exporters.dequantized import all_dequantized
 from nemoport.exporters.dtypes import real
 from nemoport.exporters.targets.trtllm import attention_windows
 from nemoport.reference import rank_files
@@ -20,7 +21,7 @@ from nemoport.runner.client import Client
 from nemoport.runner.model import LoadOptions, load_version
 from nemoport.runner.serve import serving
 from nemoport.runner.server import Server
-from nemoport.validation import weights
+from nemoport.validation import quantized_ranks, weights
 from nemoport.validation.measures import Logits
 from nemoport.validation.prompts import Prompt
 from nemoport.validation.subject import Subject, in_repository
@@ -58,7 +59,7 @@ class Execution:
 def huggingface(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
     carried = subject.files / peft.DIRECTORY
     model = source.model(subject.files, adapter=carried if peft.recognises(carried) else None)
-    runs = reference.load(model.spec, model.tensors, keep=KEEP, device=reference.device())
+    runs = reference.load(model.spec, all_dequantized(model.tensors), keep=KEEP, device=reference.device())
     yield Execution(
         by=f"the reference on {reference.device()}, from config.json and safetensors",
         holds=weights.of_model(model),
@@ -69,14 +70,19 @@ def huggingface(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
 @contextmanager
 def ranks(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
     world, told = subject.artifact.plan.world, attention_windows(subject.artifact.spec)
-    runs = reference.load_ranks(subject.files, max_attention_window=told or None, keep=KEEP, device=reference.device())
+    if quantized_ranks.is_quantized(subject.files):
+        found = quantized_ranks.read(subject.files, told or None)
+        runs = quantized_ranks.load(found, keep=KEEP, device=reference.device())
+    else:
+        found, device = rank_files.read(subject.files), reference.device()
+        runs = reference.load_ranks(subject.files, max_attention_window=told or None, keep=KEEP, device=device)
     given = (
         f"max_attention_window {' '.join(map(str, told))} is not in the files: "
         "TensorRT-LLM must be given it at run time, as it was here"
     )
     yield Execution(
         by=f"the reference on {reference.device()}, simulating {world} ranks from config.json and rank files",
-        holds=weights.of_ranks(rank_files.read(subject.files), subject.artifact.spec),
+        holds=weights.of_ranks(found, subject.artifact.spec),
         logits=lambda prompt: ask(runs, prompt),
         notes=(given,) if told else (),
     )

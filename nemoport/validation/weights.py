@@ -15,8 +15,10 @@ import numpy as np
 from onnx import TensorProto, load_model
 
 from nemoport.exporters.checkpoint import Model
+from nemoport.exporters.dequantized import all_dequantized
 from nemoport.exporters.derived import shift
 from nemoport.exporters.dtypes import DTYPES, words
+from nemoport.exporters.encoding import Encoded, bits
 from nemoport.exporters.tensor import Files, LazyTensor, cast, cut, read
 from nemoport.reference import rank_files
 from nemoport.spec import ModelSpec, tensors
@@ -81,10 +83,13 @@ def differences(model: Model, held: Sequence[Share]) -> tuple[str, ...]:
 def rounded(model: Model, held: Sequence[Share]) -> dict[str, LazyTensor]:
     """The source's tensors as precise as the artifact holds them, and no less like the source."""
     found = {each.name: each for each in held}
-    return {name: _rounded(tensor, found[name]) if name in found else tensor for name, tensor in model.tensors.items()}
+    plain = all_dequantized(model.tensors)
+    return {name: _rounded(tensor, found[name]) if name in found else tensor for name, tensor in plain.items()}
 
 
 def _rounded(tensor: LazyTensor, share: Share) -> LazyTensor:
+    if isinstance(share.tensor, Encoded):
+        return tensor
     return shift(_as_held(tensor, share), -share.plus) if share.plus else _as_held(tensor, share)
 
 
@@ -107,8 +112,29 @@ def _difference(share: Share, source: Mapping[str, LazyTensor]) -> str:
         return f"{where} is no tensor of the source"
     if (wanted := _run(source[name], share)) is None:
         return f"{where} is {list(share.tensor.shape)}, a share of {list(source[name].shape)} needed"
-    count, size = _count(share.tensor, _as_held(wanted, share)), prod(wanted.shape)
+    if (pairs := _pairs(share.tensor, wanted, share)) is None:
+        return f"{where} is quantized otherwise than in the source"
+    count, size = sum(_count(*pair) for pair in pairs), sum(prod(each.shape) for _, each in pairs)
     return f"{where} differs in {count} of {size} elements" if count else ""
+
+
+def _pairs(found: LazyTensor, wanted: LazyTensor, share: Share) -> list[tuple[LazyTensor, LazyTensor]] | None:
+    """What must be equal: the tensors, or the fields of quantized ones; None where only one is quantized so."""
+    if not isinstance(found, Encoded) and not isinstance(wanted, Encoded):
+        return [(found, _as_held(wanted, share))]
+    if not isinstance(found, Encoded) or not isinstance(wanted, Encoded) or found.encoding != wanted.encoding:
+        return None
+    pairs = []
+    for each in found.encoding.fields:
+        dtypes = [side.fields[each.name].dtype for side in (found, wanted) if each.name in side.fields]
+        ours, theirs = (side.field(each, dtypes[0]) if dtypes else None for side in (found, wanted))
+        if (ours is None) != (theirs is None):
+            return None
+        if ours is not None and theirs is not None:
+            if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+                return None
+            pairs.append((ours, theirs))
+    return pairs
 
 
 def _run(whole: LazyTensor, share: Share) -> LazyTensor | None:
@@ -131,6 +157,8 @@ def _run(whole: LazyTensor, share: Share) -> LazyTensor | None:
 
 def _count(found: LazyTensor, wanted: LazyTensor) -> int:
     """Elements of `found` that are not those of `wanted`, which may have fewer rows."""
+    if not wanted.shape:
+        return int(bits(found) != bits(wanted))
     step, count = max(1, _BLOCK // max(1, prod(wanted.shape[1:]))), 0
     for start in range(0, wanted.shape[0], step):
         stop = min(start + step, wanted.shape[0])

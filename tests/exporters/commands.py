@@ -87,3 +87,12 @@ def artifact_of(directory: Path) -> Artifact:
     found = artifact.read_manifest(directory)
     artifact.verify(directory, found)
     return found
+
+
+def anonymous(pid: int) -> int:
+    """Bytes of memory that no file backs; none when the process has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))

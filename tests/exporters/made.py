@@ -133,31 +133,39 @@ def save_torch_dist(
     return directory
 
 
-def save_sparse(
-    directory: Path, *, layers: int, hidden: int, ffn: int, vocab: int, dtype: str = "bfloat16", heads: int = 8
-) -> Path:
-    """A Hugging Face llama of any size that takes no room: its numbers are a hole in the file, all zeros."""
-    spec = sized(layers=layers, hidden=hidden, ffn=ffn, vocab=vocab, heads=heads)
+def save_sparse(directory: Path, spec: ModelSpec, dtype: str = "bfloat16") -> Path:
+    """A Hugging Face model of any size that takes no room."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config(spec, "huggingface")))
-    header: dict[str, Any] = {}
+    shapes = {binding.stored: binding.shape for binding in bound(spec, "huggingface")}
+    save_holes(directory / "model.safetensors", shapes, dtype)
+    return directory
+
+
+def save_holes(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: str = "bfloat16",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """A safetensors file whose numbers are a hole, all zeros."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     code, width = {"bfloat16": ("BF16", 2), "float32": ("F32", 4)}[dtype]
-    for binding in bound(spec, "huggingface"):
-        end = position + math.prod(binding.shape) * width
-        header[binding.stored] = {"dtype": code, "shape": list(binding.shape), "data_offsets": [position, end]}
+    for name, shape in shapes.items():
+        end = position + math.prod(shape) * width
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with (directory / "model.safetensors").open("wb") as file:
+    with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         os.truncate(file.fileno(), 8 + len(text) + position)
-    return directory
 
 
 def save_filled(directory: Path, **sizes: Any) -> Path:
     """As `save_sparse`, with random numbers."""
-    save_sparse(directory, **sizes)
+    save_sparse(directory, sized(**sizes))
     path = directory / "model.safetensors"
     with path.open("r+b") as file:
         start = 8 + int.from_bytes(file.read(8), "little")

@@ -19,10 +19,10 @@ import pytest
 from nemoport.cli import Size
 from nemoport.exporters import stream
 
-from .commands import artifact_of, command, contents, converted, planned, process, sentence
+from .commands import anonymous, artifact_of, command, contents, converted, planned, process, sentence
 from .conftest import Once
 from .fixtures import HUGGINGFACE, LLAMA
-from .made import save_filled, save_sparse
+from .made import save_filled, save_sparse, sized
 
 ROUNDS = int(os.environ.get("NEMOPORT_SOAK_ROUNDS", "4"))
 
@@ -190,7 +190,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_model_larger_than_the_disk_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    source = save_sparse(tmp_path / "model", layers=90, hidden=16384, ffn=53248, vocab=128256, heads=128)
+    source = save_sparse(tmp_path / "model", sized(layers=90, hidden=16384, ffn=53248, vocab=128256, heads=128))
     if shutil.disk_usage(tmp_path).free > (source / "model.safetensors").stat().st_size:
         pytest.skip("this disk has room for 600 GB")
     result = command("convert", source, "--to", "trtllm", "--tp", 8, "-o", tmp_path / "out")
@@ -262,12 +262,12 @@ def test_nobody_comes_in_while_the_work_is_being_finished(tmp_path: Path) -> Non
 @pytest.mark.parametrize("arguments", [("--to", "trtllm", "--tp", 2), ("--to", "hf", "--dtype", "float16")])
 def test_memory_is_bounded_by_the_cap_and_not_by_the_model(arguments: tuple[object, ...], tmp_path: Path) -> None:
     cap = 256 * 2**20
-    source = save_sparse(tmp_path / "model", layers=3, hidden=1536, ffn=8192, vocab=32000)
+    source = save_sparse(tmp_path / "model", sized(layers=3, hidden=1536, ffn=8192, vocab=32000))
     assert (source / "model.safetensors").stat().st_size > 1.5 * cap
     running = process("convert", source, *arguments, "--max-memory", "256MiB", "-o", tmp_path / "out")
     peak = 0
     while running.poll() is None:
-        peak = max(peak, _anonymous(running.pid))
+        peak = max(peak, anonymous(running.pid))
         time.sleep(0.005)
     _, stderr = running.communicate()
     assert running.returncode == 0, stderr
@@ -315,12 +315,3 @@ def _stamps(directory: Path) -> dict[str, tuple[int, int, int]]:
         status = path.lstat()
         found[str(path)] = (status.st_ino, status.st_mtime_ns, status.st_size)
     return found
-
-
-def _anonymous(pid: int) -> int:
-    """Bytes of memory that no file backs; none when the process has ended."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))

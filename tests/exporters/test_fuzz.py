@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-import random
-import shutil
+import subprocess
+import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from nemoport.exporters import source
 
 from .fixtures import HUGGINGFACE, LLAMA, LLAMA_GQA, Fixture
 
-ROUNDS = int(os.environ.get("NEMOPORT_SOAK_ROUNDS", "4")) * 10
+SOAK = "NEMOPORT_SOAK_ROUNDS" in os.environ
+CASES = int(os.environ.get("NEMOPORT_SOAK_ROUNDS", "1")) * 200
+ROOT = Path(__file__).parents[2]
 ODD: tuple[Any, ...] = (
     None,
     "",
@@ -36,18 +40,6 @@ ODD: tuple[Any, ...] = (
     2**70,
     -(2**31),
 )
-FILES = {
-    "index": (LLAMA["torch_dist"], ".metadata"),
-    "arguments": (LLAMA["megatron_lm"], "common.pt"),
-    "run config": (LLAMA["megatron_bridge"], "run_config.yaml"),
-    "model config": (LLAMA["nemo2"], "model.yaml"),
-    "tokenizer": (LLAMA["nemo2"], "tokenizer.json"),
-    "safetensors": (LLAMA["huggingface"], "model.safetensors"),
-    "config": (LLAMA["huggingface"], "config.json"),
-    "zarr": (LLAMA["zarr"], "model.decoder.layers.mlp.linear_fc1.weight/.zarray"),
-    "torch_dcp": (LLAMA["torch_dcp"], ".metadata"),
-    "shard": (LLAMA["nemo_automodel"], "shard-00002-model-00001-of-00001.safetensors"),
-}
 MORE_MEGATRON = ("window_size", "seq_len_interpolation_factor", "rope_scaling", "rope_scaling_factor", "qk_layernorm")
 MORE_HUGGINGFACE = ("rope_parameters", "sliding_window", "quantization_config")
 
@@ -76,29 +68,20 @@ def test_a_rope_with_an_odd_value_is_read_or_refused(value: object) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("what", FILES)
-def test_a_file_with_bytes_changed_is_read_or_refused(what: str, tmp_path: Path) -> None:
-    fixture, name = FILES[what]
-    copy = Path(shutil.copytree(fixture.path, tmp_path / "copy"))
-    (path,) = copy.rglob(name)
-    before = path.read_bytes()
-    part = min(len(before), 8192)  # of a file of tensors, the header
-    bits = random.Random(what)
-    for _ in range(ROUNDS):
-        damaged = bytearray(before)
-        for _ in range(bits.choice((1, 1, 2, 8))):
-            at = bits.randrange(min(part, len(damaged)))
-            match bits.randrange(4):
-                case 0:
-                    damaged[at] ^= 1 << bits.randrange(8)
-                case 1:
-                    damaged[at] = bits.randrange(256)
-                case 2:
-                    del damaged[at : at + bits.randrange(1, 16)]
-                case 3:
-                    damaged[at:at] = bits.randbytes(bits.randrange(1, 8))
-        path.write_bytes(damaged)
-        _model(copy, fixture.config, f"{len(damaged)} bytes of {name}")
+def test_a_damaged_checkpoint_is_converted_or_refused(tmp_path: Path) -> None:
+    """In a process of its own, which ends at the first case that goes wrong; `fuzzing.py` says what that is."""
+    seed = os.environ.get("NEMOPORT_FUZZ_SEED") or (str(time.time_ns()) if SOAK else "1")
+    arguments = [sys.executable, "-W", "error", "-m", "tests.exporters.fuzzing", seed]
+    ended = subprocess.run(
+        [*arguments, "0", str(CASES), str(tmp_path / "work")], cwd=ROOT, capture_output=True, text=True
+    )
+    cases = [json.loads(line) for line in ended.stdout.splitlines()]
+    again = f"python -m tests.exporters.fuzzing {seed} {len(cases)} 1 DIRECTORY"
+    assert ended.returncode == 0, f"seed {seed}, case {len(cases)}; again alone: {again}\n{ended.stderr}"
+    outcomes = Counter(case["outcome"] for case in cases)
+    assert len(cases) == CASES
+    assert outcomes["equal"] > CASES / 10, f"seed {seed}: {outcomes}"
+    assert outcomes["refused 3"] > CASES / 10, f"seed {seed}: {outcomes}"
 
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "vocab_size", "hidden_size", "num_attention_heads", "head_dim"])

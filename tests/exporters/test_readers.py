@@ -23,7 +23,7 @@ from nemoport.exporters.tensor import LazyTensor, Span, read
 from .commands import converted
 from .conftest import Once
 from .fixtures import HUGGINGFACE, LLAMA, MEGATRON, VOCABULARY, Fixture, answers, every_llama
-from .made import SPECS, config, random_tensors, save_huggingface, save_sparse, save_torch_dist
+from .made import SPECS, config, random_tensors, save_huggingface, save_sparse, save_torch_dist, sized
 
 READERS = plugins.load_all(source.READERS)
 
@@ -116,7 +116,7 @@ def test_shapes_are_known_without_the_numbers(fixture: Fixture, tmp_path: Path) 
 
 
 def test_a_checkpoint_far_larger_than_any_disk_is_understood_at_once(tmp_path: Path) -> None:
-    path = save_sparse(tmp_path / "model", layers=90, hidden=16384, ffn=53248, vocab=128256, heads=128)
+    path = save_sparse(tmp_path / "model", sized(layers=90, hidden=16384, ffn=53248, vocab=128256, heads=128))
     model = source.model(path)
     assert sum(math.prod(tensor.shape) * 2 for tensor in model.tensors.values()) > 5e11
 

@@ -43,10 +43,15 @@ def _turns(first: Any, second: Any) -> PerLayer:
 
 
 ALTERNATING = {
+    "kv_heads": PerLayer((5, 10, None, 10)),
+    "mixer": PerLayer(("attention", "attention", None, "attention")),
+    "ffn": PerLayer(("dense", None, "dense", "dense")),
+    "intermediate": PerLayer((256, None, 512, 256)),
     "window": _turns(5, None),
     "rope_base": _turns(3e2, 5e4),
     "rope_scaling": _turns(None, LinearScaling(factor=3.0)),
 }
+BLOCKS = ("kv_heads", "mixer", "ffn", "intermediate")
 BIASES = ("qkv_bias", "out_bias", "ffn_bias")
 
 COLUMNS = tuple(
@@ -71,12 +76,11 @@ def _said(dialect: Dialect) -> Iterator[tuple[str, Words]]:
     yield "plain", base
     variations = [{word: value} for word in OPTIONS if word in spoken for value in OPTIONS[word]]
     variations += [{word: yes for word in BIASES if word in spoken} for yes in (True, False)]
-    variations += [
-        {word: ALTERNATING[word] for word in words if word in spoken} for words in (("window",), ALTERNATING)
-    ]
+    together = (("window",), BLOCKS, tuple(ALTERNATING))
+    variations += [{word: ALTERNATING[word] for word in words if word in spoken} for words in together]
     for changes in variations:
         words = {**base, **changes}
-        if dialect.saying(words):
+        if changes and dialect.saying(words):
             yield ", ".join(f"{word} {_short(value)}" for word, value in changes.items()), words
 
 

@@ -77,7 +77,7 @@ def test_a_window_is_told_to_the_ranks_and_the_report_says_so(tmp_path: Path) ->
     write_manifest(made, replace(read_manifest(made), spec=source.model(windowed).spec))
     report = validate(Request(subject=made, against=windowed))
     assert report.passed, report.checks
-    assert "max_attention_window=8" in report.notes[0]
+    assert "max_attention_window 8 " in report.notes[0]
 
 
 def test_a_window_that_no_prompt_reaches_is_noted(tmp_path: Path) -> None:

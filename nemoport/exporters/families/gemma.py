@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from nemoport.exporters import naming
 from nemoport.exporters.configs import AnyOf, Key, Mark, choice, whole_number
-from nemoport.exporters.dialects import (
+from nemoport.exporters.dialects.huggingface import HUGGINGFACE_ROPE, RMS_EPS, huggingface, huggingface_sizes
+from nemoport.exporters.dialects.megatron import (
     GATED,
-    HUGGINGFACE_ROPE,
     MEGATRON_ROPE,
     MEGATRON_SCALE,
     RMS,
-    RMS_EPS,
     ROTARY,
     TANH,
-    TRTLLM_ROPE,
-    TRTLLM_ROTARY,
     WHOLE_HEADS,
-    biased,
     centered,
-    huggingface,
-    huggingface_sizes,
     megatron,
-    scaled_by_root,
-    trtllm,
 )
+from nemoport.exporters.dialects.rows import biased, scaled_by_root
+from nemoport.exporters.dialects.trtllm import TRTLLM_ROPE, TRTLLM_ROTARY, trtllm
 from nemoport.exporters.layouts import PLUS_ONE
 from nemoport.exporters.rules import Column
 

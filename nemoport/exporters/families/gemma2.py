@@ -4,7 +4,6 @@ and a rope of its own for layers with a window (3).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from nemoport.exporters import naming
@@ -22,40 +21,30 @@ from nemoport.exporters.configs import (
     number,
     whole_number,
 )
-from nemoport.exporters.dialects import (
+from nemoport.exporters.dialects.huggingface import HUGGINGFACE_ROPE, RMS_EPS, huggingface, huggingface_sizes
+from nemoport.exporters.dialects.kinds import GLOBAL, LOCAL, first, kinds_of, known, or_none, ropes, windows
+from nemoport.exporters.dialects.megatron import (
     GATED,
-    HUGGINGFACE_ROPE,
     MEGATRON_ROPE,
     RMS,
-    RMS_EPS,
     ROTARY,
     TANH,
-    TRTLLM_ROPE,
-    TRTLLM_ROTARY,
     WHOLE_HEADS,
-    Scaling,
-    biased,
     centered,
-    huggingface,
-    huggingface_sizes,
     megatron,
     megatron_window,
-    scaled_by_root,
-    scaling_of,
-    softcap,
     to_megatron_window,
-    to_scaling,
-    trtllm,
 )
+from nemoport.exporters.dialects.rows import Scaling, biased, scaled_by_root, scaling_of, softcap, to_scaling
+from nemoport.exporters.dialects.trtllm import TRTLLM_ROPE, TRTLLM_ROTARY, trtllm
 from nemoport.exporters.layouts import PLUS_ONE
 from nemoport.exporters.rules import Column
-from nemoport.exporters.words import Words, by_layer, collapsed
+from nemoport.exporters.words import Words
 from nemoport.spec import LinearScaling
 
 _SHAPE = {"zero_centered": True, "activation": "gelu_tanh", "post_norms": True}
 _SHAPE_OF_3 = _SHAPE | {"qk_norm": True}
 _SCALED = scaled_by_root("hidden_size")
-_LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 
 
 def _scalar(absent: int | None = None) -> Keys:
@@ -72,46 +61,6 @@ def _whole(value: float) -> float | int:
     return round(value) if abs(value - round(value)) < 1e-6 * value else value
 
 
-# Which layers have a window: `kinds` says it of a config, one word a layer.
-
-
-def _windows(kinds: Callable[[Config], list[str]], window: Callable[[Config], int | None]) -> Callable[[Config], Words]:
-    return lambda config: {"window": collapsed([window(config) if kind == _LOCAL else None for kind in kinds(config)])}
-
-
-def _ropes(
-    kinds: Callable[[Config], list[str]],
-    window: Callable[[Config], int | None],
-    local: Callable[[Config], float],
-    far: Callable[[Config], tuple[float, Scaling]],
-) -> Callable[[Config], Words]:
-    """Layers without a window have another rope, and may be scaled."""
-
-    def of(config: Config) -> Words:
-        near, (base, scaling) = (window(config), local(config), None), far(config)
-        each = [near if kind == _LOCAL else (None, base, scaling) for kind in kinds(config)]
-        return {
-            word: collapsed(values)
-            for word, values in zip(("window", "rope_base", "rope_scaling"), zip(*each, strict=True), strict=True)
-        }
-
-    return of
-
-
-def _kinds_of(words: Words) -> list[str]:
-    return [_LOCAL if window else _GLOBAL for window in by_layer(words, "window")]
-
-
-def _or_none(into: Callable[[Any], int], value: Any) -> int | None:
-    return None if value is None else into(value)
-
-
-def _first(words: Words, word: str, kind: str, otherwise: Any = None) -> Any:
-    """The value of a word in the first layer of a kind."""
-    kinds = zip(by_layer(words, word), _kinds_of(words), strict=True)
-    return next((value for value, its in kinds if its == kind), otherwise)
-
-
 # Megatron-core, as NeMo and Megatron-Bridge configure it: every other layer from the first on has a window in Gemma 2,
 # five of six in Gemma 3.
 
@@ -124,16 +73,16 @@ def _megatron(*rows: Row, marks: tuple[Mark, ...], fixed: Words) -> Any:
 
 
 def _alternating(config: Config) -> list[str]:
-    return [_GLOBAL if layer % 2 else _LOCAL for layer in range(layers(config["num_layers"]))]
+    return [GLOBAL if layer % 2 else LOCAL for layer in range(layers(config["num_layers"]))]
 
 
 def _pattern(config: Config) -> list[str]:
     """[5, 1]: five layers with a window, then one without; or the name of each layer's kind."""
     pattern = config["interleaved_attn_pattern"]
     if isinstance(pattern[0], str):
-        return list(pattern)
+        return known(pattern, config["num_layers"])
     near, far = map(whole_number, pattern)
-    return [_LOCAL if layer % (near + far) < near else _GLOBAL for layer in range(layers(config["num_layers"]))]
+    return [LOCAL if layer % (near + far) < near else GLOBAL for layer in range(layers(config["num_layers"]))]
 
 
 def _softmax_scale(config: Config) -> float:
@@ -148,24 +97,24 @@ def _global_rope(config: Config) -> tuple[float, Scaling]:
 
 
 def _to_megatron_3(words: Words) -> dict[str, Any]:
-    scaling = _first(words, "rope_scaling", _GLOBAL)
-    bases = (_first(words, "rope_base", kind, _BASES[kind]) for kind in (_LOCAL, _GLOBAL))
+    scaling = first(words, "rope_scaling", GLOBAL)
+    bases = (first(words, "rope_base", kind, _BASES[kind]) for kind in (LOCAL, GLOBAL))
     return {
-        "window_size": _first(words, "window", _LOCAL),
-        "interleaved_attn_pattern": _kinds_of(words),
+        "window_size": first(words, "window", LOCAL),
+        "interleaved_attn_pattern": kinds_of(words),
         "rotary_base": list(bases),
         "rope_scaling_factor": getattr(scaling, "factor", 1.0),
     }
 
 
-_BASES = {_LOCAL: 10_000.0, _GLOBAL: 1_000_000.0}
+_BASES = {LOCAL: 10_000.0, GLOBAL: 1_000_000.0}
 MEGATRON = (
     _megatron(
         *MEGATRON_ROPE,
         Together(
             ("window",),
-            _windows(_alternating, lambda config: _or_none(megatron_window, config.get("window_size"))),
-            lambda words: {"window_size": to_megatron_window(_first(words, "window", _LOCAL))},
+            windows(_alternating, lambda config: or_none(megatron_window, config.get("window_size"))),
+            lambda words: {"window_size": to_megatron_window(first(words, "window", LOCAL))},
         ),
         _scalar(),
         softcap("softcap", "attn_logit_softcapping"),
@@ -180,9 +129,9 @@ MEGATRON = (
     _megatron(
         Together(
             ("window", "rope_base", "rope_scaling"),
-            _ropes(
+            ropes(
                 _pattern,
-                lambda config: _or_none(whole_number, config.get("window_size")),
+                lambda config: or_none(whole_number, config.get("window_size")),
                 lambda config: number(config["rotary_base"][0]),
                 _global_rope,
             ),
@@ -200,22 +149,20 @@ MEGATRON = (
 
 def _kinds(config: Config) -> list[str]:
     if kinds := config.get("layer_types"):
-        if unknown := set(kinds) - {_LOCAL, _GLOBAL}:
-            raise ValueError(unknown)
-        return list(kinds)
+        return known(kinds, config["num_hidden_layers"])
     turn = 2 if config["model_type"] == "gemma2" else config.get("sliding_window_pattern", 6)
-    return [_LOCAL if (layer + 1) % turn else _GLOBAL for layer in range(layers(config["num_hidden_layers"]))]
+    return [LOCAL if (layer + 1) % turn else GLOBAL for layer in range(layers(config["num_hidden_layers"]))]
 
 
 def _window(config: Config) -> int | None:
-    return _or_none(whole_number, config.get("sliding_window", 4096))
+    return or_none(whole_number, config.get("sliding_window", 4096))
 
 
 def _rope_of(config: Config, kind: str) -> Config:
     """transformers 5 has a mapping for each kind of layer, 4 had keys."""
     if ropes := config.get("rope_parameters"):
         return ropes.get(kind) or {}
-    if kind == _LOCAL:
+    if kind == LOCAL:
         return {"rope_theta": config.get("rope_local_base_freq")}
     return {"rope_theta": config.get("rope_theta"), **(config.get("rope_scaling") or {})}
 
@@ -225,14 +172,14 @@ def _base_of(config: Config, kind: str) -> float:
 
 
 def _to_huggingface(words: Words) -> dict[str, Any]:
-    return {"layer_types": _kinds_of(words), "sliding_window": _first(words, "window", _LOCAL)}
+    return {"layer_types": kinds_of(words), "sliding_window": first(words, "window", LOCAL)}
 
 
 def _to_huggingface_3(words: Words) -> dict[str, Any]:
     return _to_huggingface(words) | {
-        "rope_theta": _first(words, "rope_base", _GLOBAL, _BASES[_GLOBAL]),
-        "rope_local_base_freq": _first(words, "rope_base", _LOCAL, _BASES[_LOCAL]),
-        "rope_scaling": to_scaling(_first(words, "rope_scaling", _GLOBAL)),
+        "rope_theta": first(words, "rope_base", GLOBAL, _BASES[GLOBAL]),
+        "rope_local_base_freq": first(words, "rope_base", LOCAL, _BASES[LOCAL]),
+        "rope_scaling": to_scaling(first(words, "rope_scaling", GLOBAL)),
     }
 
 
@@ -259,7 +206,7 @@ HUGGINGFACE = (
         "gemma2",
         "Gemma2ForCausalLM",
         *HUGGINGFACE_ROPE,
-        Together(("window",), _windows(_kinds, _window), _to_huggingface),
+        Together(("window",), windows(_kinds, _window), _to_huggingface),
         softcap("softcap", "attn_logit_softcapping", 50.0),
         softcap("logit_softcap", "final_logit_softcapping", 30.0),
         positions=8192,
@@ -270,11 +217,11 @@ HUGGINGFACE = (
         "Gemma3ForCausalLM",
         Together(
             ("window", "rope_base", "rope_scaling"),
-            _ropes(
+            ropes(
                 _kinds,
                 _window,
-                lambda config: _base_of(config, _LOCAL),
-                lambda config: (_base_of(config, _GLOBAL), scaling_of(_rope_of(config, _GLOBAL))),
+                lambda config: _base_of(config, LOCAL),
+                lambda config: (_base_of(config, GLOBAL), scaling_of(_rope_of(config, GLOBAL))),
             ),
             _to_huggingface_3,
         ),

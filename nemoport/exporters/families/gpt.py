@@ -7,21 +7,18 @@ from __future__ import annotations
 
 from nemoport.exporters import naming
 from nemoport.exporters.configs import AnyOf, Key, Keys, Mark, choice, flag, layers, number, whole_number
-from nemoport.exporters.dialects import (
-    HUGGINGFACE_ACTIVATIONS,
+from nemoport.exporters.dialects.huggingface import HUGGINGFACE_ACTIVATIONS, huggingface
+from nemoport.exporters.dialects.megatron import (
     LAYER_NORM,
     MEGATRON_GELU,
     MEGATRON_SCALE,
-    OF_GPT,
     TANH,
-    TRTLLM_GELU,
     UNGATED,
-    biased,
     centered,
-    huggingface,
     megatron,
-    trtllm,
 )
+from nemoport.exporters.dialects.rows import biased
+from nemoport.exporters.dialects.trtllm import OF_GPT, TRTLLM_GELU, trtllm
 from nemoport.exporters.layouts import PADDED, STACKED, TRANSPOSED
 from nemoport.exporters.rules import Column, Rule
 

@@ -8,28 +8,21 @@ from __future__ import annotations
 
 from nemoport.exporters import naming
 from nemoport.exporters.configs import Dialect, Key, Mark, Row, flag, whole_number
-from nemoport.exporters.dialects import (
+from nemoport.exporters.dialects.huggingface import HUGGINGFACE_ROPE, RMS_EPS, huggingface, huggingface_sizes
+from nemoport.exporters.dialects.megatron import (
     GATED,
-    HUGGINGFACE_ROPE,
     MEGATRON_ROPE,
     MEGATRON_SCALE,
     MEGATRON_WINDOW,
     ONE_WINDOW,
     RMS,
-    RMS_EPS,
     ROTARY,
-    TRTLLM_ROPE,
-    TRTLLM_ROTARY,
     WHOLE_HEADS,
-    Marks,
-    biased,
     centered,
-    huggingface,
-    huggingface_sizes,
     megatron,
-    no_experts,
-    trtllm,
 )
+from nemoport.exporters.dialects.rows import Marks, biased
+from nemoport.exporters.dialects.trtllm import TRTLLM_ROPE, TRTLLM_ROTARY, no_experts, trtllm
 from nemoport.exporters.rules import Column
 
 MEGATRON = megatron(

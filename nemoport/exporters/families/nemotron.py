@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from nemoport.exporters import naming
 from nemoport.exporters.configs import Key, Mark, number
-from nemoport.exporters.dialects import (
+from nemoport.exporters.dialects.huggingface import (
     HUGGINGFACE_ROPE,
+    huggingface,
+    huggingface_fraction,
+    huggingface_sizes,
+)
+from nemoport.exporters.dialects.megatron import (
     LAYER_NORM,
     MEGATRON_FRACTION,
     MEGATRON_ROPE,
     MEGATRON_SCALE,
-    OF_GPT,
     ROTARY,
-    TRTLLM_ROPE,
-    TRTLLM_ROTARY,
     UNGATED,
-    biased,
     centered,
-    huggingface,
-    huggingface_fraction,
-    huggingface_sizes,
     megatron,
-    trtllm,
 )
+from nemoport.exporters.dialects.rows import biased
+from nemoport.exporters.dialects.trtllm import OF_GPT, TRTLLM_ROPE, TRTLLM_ROTARY, trtllm
 from nemoport.exporters.layouts import PLUS_ONE
 from nemoport.exporters.rules import Column
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nemoport.exporters import naming
 from nemoport.exporters.configs import Key, Mark, number, whole_number
-from nemoport.exporters.dialects import (
+from nemoport.exporters.dialects.huggingface import (
     HUGGINGFACE_ROPE,
     UNSAID,
     huggingface,

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from nemoport.exporters import naming
 from nemoport.exporters.configs import AnyOf, Key, Mark, choice, number, whole_number
-from nemoport.exporters.dialects import (
+from nemoport.exporters.dialects.huggingface import (
     HUGGINGFACE_ACTIVATIONS,
     HUGGINGFACE_ROPE,
+    huggingface,
+    huggingface_sizes,
+)
+from nemoport.exporters.dialects.megatron import (
     LAYER_NORM,
     MEGATRON_FRACTION,
     MEGATRON_GELU,
     MEGATRON_ROPE,
     MEGATRON_SCALE,
     MEGATRON_WINDOW,
-    OF_GPT,
     ONE_WINDOW,
     ROTARY,
     TANH,
-    TRTLLM_ROPE,
-    TRTLLM_ROTARY,
     UNGATED,
-    biased,
     centered,
-    huggingface,
-    huggingface_sizes,
     megatron,
-    trtllm,
 )
+from nemoport.exporters.dialects.rows import biased
+from nemoport.exporters.dialects.trtllm import OF_GPT, TRTLLM_ROPE, TRTLLM_ROTARY, trtllm
 from nemoport.exporters.rules import Column
 
 _SHAPE = {"norm": "layer", "gated": False}

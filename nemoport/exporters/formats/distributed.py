@@ -12,15 +12,21 @@ from pathlib import Path
 
 from nemoport.exporters.formats import torch_dist, zarr
 from nemoport.exporters.formats.torch_dist import Contents
-from nemoport.exporters.formats.tree import Tree
+from nemoport.exporters.formats.tree import Directory, Tree
 
 candidates = torch_dist.candidates
+INDEX = torch_dist.INDEX
 COMMON, DESCRIPTION = "common.pt", "metadata.json"
 
 
 def locate(path: Path) -> Path | None:
     """The directory of tensors, given it, a run directory, an iteration, or a directory with `weights/`."""
     return next((directory for directory in candidates(path) if kind(directory)), None)
+
+
+def tree(path: Path) -> Tree:
+    """The files of the one that lies at a path."""
+    return Directory(locate(path) or path)
 
 
 def kind(directory: Path) -> str | None:

@@ -42,6 +42,7 @@ _ARGUMENTS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "use_rope_scaling": ("rope_scaling", lambda value: value),
     "apply_layernorm_1p": ("layernorm_zero_centered_gamma", lambda value: value),
     "num_experts": ("num_moe_experts", lambda value: value),
+    "bias_gelu_fusion": ("bias_activation_fusion", lambda value: value),
     "rotary_seq_len_interpolation_factor": ("seq_len_interpolation_factor", lambda value: value),
 }
 """Megatron-LM's argument -> Megatron-core's word (megatron/training/arguments.py)."""

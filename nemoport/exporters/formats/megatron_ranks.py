@@ -23,7 +23,7 @@ from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.exporters.formats import megatron, torch_zip
 from nemoport.exporters.formats.torch_dist import Contents
 from nemoport.exporters.formats.tree import Part, Tree
-from nemoport.exporters.formats.unpickle import Record, StoredTensor
+from nemoport.exporters.formats.unpickle import BEFORE_ZIP, Record, StoredTensor
 from nemoport.exporters.tensor import LazyTensor, concat, cut
 
 Place = tuple[int, int, int]
@@ -70,8 +70,6 @@ _GROUPED = (r"\.experts\.linear_(fc[12])\.(weight|bias)(\d+)$", r".experts.local
 
 _LAYER = re.compile(r"(decoder\.layers\.)(\d{1,6})(\..+)")
 _EXPERT = re.compile(r"(.+\.experts\.local_experts\.)(\d{1,6})(\..+)")
-_BEFORE_ZIP = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
-"""The first pickle of such a file: the magic number in torch/serialization.py."""
 _DEEPEST, _MOST = 8, 1_000_000
 """Levels and entries of a state dict."""
 
@@ -123,7 +121,7 @@ def opened(tree: Tree, name: str) -> File:
     store = tree.file(name)
     assert store is not None, name
     whole = Part(name, store, 0, store.size)  # so that errors say which of the many it is
-    if bytes(store.view(0, min(store.size, len(_BEFORE_ZIP)))) == _BEFORE_ZIP:
+    if bytes(store.view(0, min(store.size, len(BEFORE_ZIP)))) == BEFORE_ZIP:
         raise UnsupportedInput(
             f"{name} is in torch.save's format from before 1.6; load it with torch and save it again"
         )

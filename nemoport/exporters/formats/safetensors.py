@@ -7,7 +7,7 @@ Format: github.com/huggingface/safetensors, README section "Format".
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -18,6 +18,7 @@ from nemoport.exporters.checkpoint import Slot, TensorFile
 from nemoport.exporters.dtypes import BY_SAFETENSORS, DTYPES, itemsize
 from nemoport.exporters.tensor import Files, LazyTensor, nbytes
 
+_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL")
 LARGEST_HEADER = 100 * 2**20
 """Bytes; the limit of the format's own reader."""
 
@@ -62,6 +63,12 @@ def metadata(path: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise DamagedInput(f"{path.name}: the header's __metadata__ is no table of strings")
     return found
+
+
+def ordered(slots: Iterable[Slot]) -> list[Slot]:
+    """In the order of the format's own writer, wide elements first: so every tensor lies at a multiple of its
+    element."""
+    return sorted(slots, key=lambda slot: (_ORDER.index(DTYPES[slot.tensor.dtype].safetensors), slot.name))
 
 
 def file(path: str, slots: Sequence[Slot], metadata: Mapping[str, str] | None = None) -> TensorFile:

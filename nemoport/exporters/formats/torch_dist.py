@@ -33,6 +33,8 @@ class Contents:
     objects: Mapping[str, Store | None]
     """What is stored as pickled bytes, such as `_extra_state` and RNG states: its name and where it lies, if it does.
     Not opened here."""
+    archives: int = 0
+    """How many `torch.save` archives the tensors and objects lie in, whose pickles are never opened."""
 
 
 def locate(path: Path) -> Path | None:
@@ -75,7 +77,7 @@ def read(tree: Tree) -> Contents:
             tensors[name] = _tensor(name, entry, places)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DamagedInput(f"{INDEX} describes {name} in a way torch does not ({error!r})") from error
-    return Contents(tensors, objects)
+    return Contents(tensors, objects, len(places))
 
 
 @dataclass(frozen=True)

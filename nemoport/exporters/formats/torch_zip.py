@@ -40,6 +40,15 @@ def mentions(store: Store, word: bytes) -> bool:
         return False
 
 
+def pickles(store: Store, largest: int) -> Iterator[tuple[str, bytes | None]]:
+    """Every pickle of an archive by its place in it, as bytes; None for one that is larger."""
+    with _archive(store) as archive:
+        for info in archive.infolist():
+            if info.filename.endswith(".pkl"):
+                place = info.filename.partition("/")[2] or info.filename
+                yield place, archive.read(info) if info.file_size <= largest else None
+
+
 def member(store: Store, name: str) -> tuple[int, int]:
     """Where the one member whose name ends so starts in the store, and its bytes."""
     with _archive(store) as archive:

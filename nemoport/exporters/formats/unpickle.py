@@ -19,6 +19,9 @@ from typing import Any
 
 from nemoport.errors import DamagedInput, PolicyError
 
+BEFORE_ZIP = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+"""The first pickle of a file of torch.save from before 1.6: the magic number in torch/serialization.py."""
+
 
 class Record(dict[str, Any]):
     """The state of an object whose class was not imported. Fields that are absent had their default."""
@@ -182,14 +185,28 @@ def unpickle(content: bytes, what: str) -> Any:
         raise DamagedInput(f"{what} asks for more memory or depth than a checkpoint needs; it is damaged") from error
 
 
-def survey(content: bytes) -> tuple[str, ...]:
-    """The globals beyond the allow-list that a pickle names, read from its opcodes: nothing is built."""
+def survey(content: bytes) -> tuple[tuple[str, ...], bool]:
+    """The globals beyond the allow-list that a pickle names, read from its opcodes, and whether it is whole: nothing is
+    built. Of a file of torch.save from before 1.6, which is five pickles and then numbers, of all five."""
+    file = io.BytesIO(content)
+    found: dict[str, None] = {}
+    whole = True
+    for _ in range(5 if content.startswith(BEFORE_ZIP) else 1):
+        beyond, whole = _surveyed(file)
+        found |= dict.fromkeys(beyond)
+        if not whole:
+            break
+    return tuple(sorted(found)), whole
+
+
+def _surveyed(file: io.BytesIO) -> tuple[tuple[str, ...], bool]:
     memo: dict[int, object] = {}
     strings: list[str] = []
     found: dict[tuple[str, str], None] = {}
     top: object = None
-    with suppress(ValueError):  # pickletools' word for a damaged pickle: what was seen so far counts
-        for opcode, argument, _ in pickletools.genops(content):
+    whole = False
+    with suppress(ValueError, OverflowError):  # of a damaged pickle, what was seen so far counts
+        for opcode, argument, _ in pickletools.genops(file):
             match opcode.name:
                 case "MEMOIZE":
                     memo[len(memo)] = top
@@ -211,7 +228,8 @@ def survey(content: bytes) -> tuple[str, ...]:
                     top = argument
             if isinstance(top, str):
                 strings.append(top)
-    return tuple(f"{module}.{name}" for module, name in sorted(found) if not _known(module, name))
+        whole = True
+    return tuple(f"{module}.{name}" for module, name in sorted(found) if not _known(module, name)), whole
 
 
 def _known(module: str, name: str) -> bool:

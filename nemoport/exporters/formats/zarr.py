@@ -154,14 +154,13 @@ class _Chunks:
         self._lock = Lock()
         self._kept: OrderedDict[int, tuple[object, Buffer]] = OrderedDict()
 
-    def get(self, owner: object, decompress: Callable[[], Buffer]) -> Buffer:
+    def get(self, owner: object, size: int, decompress: Callable[[], Buffer]) -> Buffer:
         key = id(owner)
         with self._lock:
             if key not in self._kept:
-                chunk = decompress()
-                while self._kept and len(chunk) + sum(len(each) for _, each in self._kept.values()) > _KEPT:
+                while self._kept and size + sum(len(each) for _, each in self._kept.values()) > _KEPT:
                     self._kept.popitem(last=False)
-                self._kept[key] = owner, chunk
+                self._kept[key] = owner, decompress()
             self._kept.move_to_end(key)
             return self._kept[key][1]
 
@@ -180,7 +179,7 @@ class _Compressed:
         return self.compressed.name
 
     def view(self, start: int, stop: int) -> Buffer:
-        return memoryview(self.chunks.get(self, self._whole))[start:stop]
+        return memoryview(self.chunks.get(self, self.size, self._whole))[start:stop]
 
     def _whole(self) -> Buffer:
         found = self.decode(self.compressed.view(0, self.compressed.size), self.size)

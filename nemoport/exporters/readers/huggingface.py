@@ -10,10 +10,12 @@ from nemoport.errors import DamagedInput
 from nemoport.exporters.checkpoint import Checkpoint
 from nemoport.exporters.formats import safetensors, tokenizer
 from nemoport.exporters.formats.structured import mapping
-from nemoport.exporters.formats.tree import Directory
+from nemoport.exporters.formats.tree import Directory, Tree
 from nemoport.exporters.tensor import Files, LazyTensor
 
 WRAPS: tuple[str, ...] = ()
+LOOKS_FOR = "config.json with model.safetensors or its index"
+NEEDED = ()
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _BUFFERS = ".rotary_emb.inv_freq"
 
@@ -33,6 +35,10 @@ def words(path: Path, config: Mapping[str, Any] | None) -> dict[str, Any]:
 def skipped_by(name: str) -> str | None:
     """The rule that skips a stored tensor, if one does."""
     return "rotary frequencies" if name.endswith(_BUFFERS) else None
+
+
+def files(path: Path) -> Tree:
+    return Directory(path)
 
 
 def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from nemoport.errors import DamagedInput, UnsupportedInput
-from nemoport.exporters.checkpoint import Checkpoint, Pickle
+from nemoport.exporters.checkpoint import Checkpoint
 from nemoport.exporters.formats import megatron, megatron_ranks, tokenizer, torch_dist
 from nemoport.exporters.formats.megatron_ranks import File, Place, Rank
-from nemoport.exporters.formats.tree import Directory
+from nemoport.exporters.formats.tree import Directory, Tree
 from nemoport.exporters.formats.unpickle import StoredTensor
 
 WRAPS: tuple[str, ...] = ()
+LOOKS_FOR = "mp_rank_*/model_optim_rng.pt"
 _FILES = ("model_optim_rng.pt", "model_rng.pt")
+NEEDED = tuple(f"mp_rank_*/{name}" for name in _FILES)
 _RANK = re.compile(r"mp_rank_(\d{2,4})(?:_(\d{3,5}))?(?:_(\d{3,5}))?")
 _SKIPPED = {
     "optimizer": "optimizer state",
@@ -33,6 +35,10 @@ _SKIPPED = {
 
 def recognises(path: Path) -> bool:
     return _directory(path) is not None
+
+
+def files(path: Path) -> Tree:
+    return Directory(_directory(path) or path)
 
 
 def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
@@ -57,7 +63,6 @@ def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
         skipped=extra | skipped,
         tokenizer=tokenizer.find(Directory(directory / "tokenizer"), Directory(path / "tokenizer")),
         trained=megatron_ranks.trained(ranks),
-        pickles=tuple(Pickle(file.name, "clean") for file in files.values()),
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nemoport.errors import DamagedInput, UnsupportedInput
-from nemoport.exporters.checkpoint import Checkpoint, Pickle
+from nemoport.exporters.checkpoint import Checkpoint
 from nemoport.exporters.formats import distributed, megatron, megatron_ranks, tar, tokenizer
 from nemoport.exporters.formats.megatron_ranks import Place
 from nemoport.exporters.formats.structured import stored_mapping
@@ -22,6 +22,8 @@ from nemoport.exporters.tensor import Store
 
 WRAPS = ("torch_dist", "torch_dcp", "zarr", "megatron_lm")
 CONFIG, WEIGHTS, WHOLE = "model_config.yaml", "model_weights", "model_weights.ckpt"
+LOOKS_FOR = "a .nemo file, or model_config.yaml with model_weights.ckpt or model_weights/"
+NEEDED = (WHOLE, f"*p_rank_*/{WHOLE}", f"{WEIGHTS}/{distributed.INDEX}")
 _RANK = re.compile(rf"(?:tp_rank_(\d{{2,4}})_pp_rank_(\d{{3,5}})|mp_rank_(\d{{2,4}}))/{re.escape(WHOLE)}")
 _FIRST = 2**20
 """Bytes of a tar that has another name in which its config is looked for."""
@@ -36,8 +38,12 @@ def recognises(path: Path) -> bool:
     )
 
 
+def files(path: Path) -> Tree:
+    return archive(path) if path.is_file() else Directory(_root(path) or path)
+
+
 def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
-    tree: Tree = archive(path) if path.is_file() else Directory(_root(path) or path)
+    tree = files(path)
     if (stored := tree.file(CONFIG)) is None:
         raise DamagedInput(f"{path} holds no {CONFIG}; it is incomplete, or no checkpoint of NeMo 1.0")
     said = stored_mapping(stored)
@@ -63,7 +69,6 @@ def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
         skipped=skipped,
         tokenizer=_tokenizer(tree, said.get("tokenizer")),
         trained=trained,
-        pickles=tuple(Pickle(name, "clean") for name in names.values()),
         masters=megatron.masters(contents.tensors),
     )
 

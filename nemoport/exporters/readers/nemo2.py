@@ -3,26 +3,33 @@ ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nemoport.errors import DamagedInput
-from nemoport.exporters.checkpoint import Checkpoint, Pickle
+from nemoport.exporters.checkpoint import Checkpoint
 from nemoport.exporters.formats import distributed, fiddle, megatron
 from nemoport.exporters.formats.structured import mapping
-from nemoport.exporters.formats.torch_zip import LARGEST_PICKLE
-from nemoport.exporters.formats.tree import Directory
-from nemoport.exporters.formats.unpickle import survey
+from nemoport.exporters.formats.tree import Directory, Tree
 from nemoport.exporters.readers.torch_dist import checkpoint
 
 WRAPS = ("torch_dist", "torch_dcp", "zarr", "megatron_lm")
+LOOKS_FOR = "a distributed checkpoint with context/model.yaml or io.json"
+NEEDED = (distributed.INDEX, f"*/{distributed.INDEX}")
 
 
 def recognises(path: Path) -> bool:
     directory = distributed.locate(path)
     return directory is not None and _context(directory) is not None
+
+
+def files(path: Path) -> Tree:
+    """The context is among them, where it lies beside the weights."""
+    directory = distributed.locate(path)
+    assert directory is not None
+    context = _context(directory)
+    return Directory(directory.parent if context in (directory.parent / "context", directory.parent) else directory)
 
 
 def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
@@ -33,17 +40,7 @@ def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:
     words = megatron.words_of_config(_config(context)) | dict(config or {})
     # The tokenizer lies in a directory named after the one it was copied from.
     tokenizers = tuple(Directory(entry) for entry in sorted(context.iterdir()) if entry.is_dir())
-    found = checkpoint(path, directory, format_name="nemo2", writer="NeMo 2.0", config=words, tokenizers=tokenizers)
-    return replace(found, pickles=tuple(_pickles(context)))
-
-
-def _pickles(context: Path) -> Iterator[Pickle]:
-    """NeMo keeps objects beside the YAML as cloudpickles named by a UUID. None is needed, so none is opened."""
-    for file in sorted(entry for entry in context.iterdir() if entry.is_file() and not entry.suffix):
-        content = file.read_bytes() if file.stat().st_size <= LARGEST_PICKLE else b""
-        if content[:1] == b"\x80":
-            beyond = survey(content)
-            yield Pickle(f"{context.name}/{file.name}", "suspicious, not needed" if beyond else "clean", beyond)
+    return checkpoint(path, directory, format_name="nemo2", writer="NeMo 2.0", config=words, tokenizers=tokenizers)
 
 
 def _context(weights: Path) -> Path | None:

@@ -24,11 +24,13 @@ from nemoport.errors import DamagedInput
 from nemoport.exporters.checkpoint import Checkpoint
 from nemoport.exporters.formats import distributed, safetensors, tokenizer
 from nemoport.exporters.formats.shards import Corner, tiled
-from nemoport.exporters.formats.tree import Directory
+from nemoport.exporters.formats.tree import Directory, Tree
 from nemoport.exporters.readers import huggingface, torch_dcp
 from nemoport.exporters.tensor import Files, LazyTensor
 
 WRAPS = ("huggingface", "torch_dcp")
+LOOKS_FOR = "epoch_*_step_*/model with shard-*.safetensors, consolidated/ or .metadata"
+NEEDED = (distributed.INDEX, "*.distcp/args")
 _FORMAT, _WRITER = "nemo_automodel", "NeMo AutoModel"
 _EPOCH = re.compile(r"epoch_\d+_step_(\d+)")
 _SHARDS, _METADATA, _CONSOLIDATED = "shard-*-model-*-of-*.safetensors", ".hf_metadata", "consolidated"
@@ -39,6 +41,10 @@ _PLACES = "DCP_SHARDING_INFO"
 
 def recognises(path: Path) -> bool:
     return _model(path) is not None
+
+
+def files(path: Path) -> Tree:
+    return Directory(_model(path) or path)
 
 
 def read(path: Path, config: Mapping[str, Any] | None) -> Checkpoint:

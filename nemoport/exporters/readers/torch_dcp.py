@@ -20,6 +20,9 @@ from nemoport.exporters.readers import huggingface
 from nemoport.exporters.readers.torch_dist import checkpoint
 
 WRAPS: tuple[str, ...] = ()
+LOOKS_FOR = ".metadata with .distcp files alone"
+NEEDED = (distributed.INDEX, "*.distcp/args")
+files = distributed.tree
 _ARGUMENTS = "args"
 _EMBEDDING = "model.embed_tokens.weight"
 

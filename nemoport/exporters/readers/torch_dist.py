@@ -12,6 +12,9 @@ from nemoport.exporters.formats.torch_dist import Contents
 from nemoport.exporters.formats.tree import Directory, Tree
 
 WRAPS: tuple[str, ...] = ()
+LOOKS_FOR = ".metadata with common.pt or metadata.json"
+NEEDED = (distributed.INDEX,)
+files = distributed.tree
 
 
 def recognises(path: Path) -> bool:

@@ -11,6 +11,9 @@ from nemoport.exporters.formats import distributed
 from nemoport.exporters.readers.torch_dist import checkpoint
 
 WRAPS: tuple[str, ...] = ()
+LOOKS_FOR = "directories of tensors with .zarray"
+NEEDED = ()
+files = distributed.tree
 
 
 def recognises(path: Path) -> bool:

@@ -9,6 +9,7 @@ from nemoport.artifact import json_bytes
 from nemoport.errors import UsageError
 from nemoport.exporters import configs
 from nemoport.exporters.checkpoint import Model, Output, Slot
+from nemoport.exporters.encoding import Encoded, spread
 from nemoport.exporters.formats import safetensors, tokenizer
 from nemoport.exporters.rules import written
 from nemoport.exporters.source import column
@@ -17,6 +18,9 @@ from nemoport.spec import Plan, tensors
 
 SHARD = 5 * 10**9
 """Bytes of tensors in a file, as transformers' save_pretrained cuts them."""
+DIALECT = "modelopt"
+"""In which quantized weights are written."""
+LOADS = ("transformers 4.43 or later", "vLLM", "SGLang", "TensorRT-LLM 1.0 or later (PyTorch backend)")
 
 
 def output(model: Model, plan: Plan) -> Output:
@@ -27,10 +31,13 @@ def output(model: Model, plan: Plan) -> Output:
         )
     table = column(model.spec.family, "huggingface", "it can be written as onnx")
     dtype = plan.dtype or model.dtype
-    slots = []
+    slots: list[Slot] = []
     for binding in written(table.rules, tensors(model.spec)):
         parts = tuple(part.name for part in binding.parts)
-        tensor = binding.layout.join([model.tensors[name] for name in parts], binding.parts)
+        tensor = binding.join([model.tensors[name] for name in parts])
+        if isinstance(tensor, Encoded):
+            slots.extend(Slot(*named, parts) for named in spread(binding.stored, tensor, DIALECT, dtype))
+            continue
         kept = cast(tensor, plan.dtype or tensor.dtype)
         slots.append(Slot(binding.stored, kept, parts, f"cast to {plan.dtype}" if kept is not tensor else ""))
     special = tokenizer.special_ids(model.checkpoint.tokenizer) if model.checkpoint.tokenizer else {}
@@ -38,7 +45,11 @@ def output(model: Model, plan: Plan) -> Output:
     config = configs.write(table.dialects, model.spec, "convert it to onnx") | {"torch_dtype": dtype} | special
     # an absent key would mean what transformers takes for the family's
     config |= {key: None for key in _IDS if key in model.checkpoint.config and key not in special}
-    sidecars = {"config.json": json_bytes(config), "generation_config.json": json_bytes(special)}
+    loads, sidecars = table.loads or LOADS, dict[str, bytes]()
+    if model.quantized:
+        config |= {"quantization_config": model.quantized.config} if model.quantized.config else {}
+        sidecars, loads = dict(model.quantized.files), model.quantized.encoding.loads[DIALECT]
+    sidecars |= {"config.json": json_bytes(config), "generation_config.json": json_bytes(special)}
     if model.checkpoint.tokenizer:
         sidecars |= tokenizer.files(model.checkpoint.tokenizer)
     shards = _shards(sorted(slots, key=lambda slot: slot.name))
@@ -52,9 +63,12 @@ def output(model: Model, plan: Plan) -> Output:
             }
         )
     return Output(
-        files=tuple(safetensors.file(name, shard, {"format": "pt"}) for name, shard in zip(names, shards, strict=True)),
+        files=tuple(
+            safetensors.file(name, safetensors.ordered(shard), {"format": "pt"})
+            for name, shard in zip(names, shards, strict=True)
+        ),
         sidecars=sidecars,
-        loads=("transformers 4.43 or later", "vLLM", "SGLang", "TensorRT-LLM 1.0 or later (PyTorch backend)"),
+        loads=loads,
         dtype=dtype,
     )
 

@@ -14,10 +14,11 @@ from typing import Any
 from nemoport.artifact import json_bytes
 from nemoport.errors import UnsupportedInput
 from nemoport.exporters import configs
-from nemoport.exporters.checkpoint import Model, Output, Slot, TensorFile
+from nemoport.exporters.checkpoint import Model, Output, Quantized, Slot, TensorFile
+from nemoport.exporters.encoding import Encoded, check_shared, spread
 from nemoport.exporters.formats import safetensors, tokenizer
 from nemoport.exporters.layouts import PLUS_ONE, Layout
-from nemoport.exporters.rules import Column, written
+from nemoport.exporters.rules import Binding, Column, written
 from nemoport.exporters.sharding import Sharding, shard
 from nemoport.exporters.source import column
 from nemoport.exporters.tensor import LazyTensor, cast
@@ -29,6 +30,16 @@ SHARDING = Sharding(
 ONE_TABLE = replace(SHARDING, whole=frozenset())
 """Where the embedding is the output matrix, both are cut."""
 GPUS_PER_NODE = 8
+DIALECT = "trtllm"
+"""In which quantized weights are written."""
+LOADS = ("TensorRT-LLM 0.8 to 1.2 (trtllm-build)", "NIM 1.x")
+SHARED = (("ffn.gate.weight", "ffn.up.weight"),)
+"""Weights of a layer that are stored apart and must have the same scales: TensorRT-LLM may fuse them."""
+GROUPED = 64
+"""The least that sizes of group-wise int4 layers are padded to on each rank, and the loader then refuses the file
+(layers.py of tensorrt_llm 0.16, WeightOnlyGroupwiseQuantLinear); groups larger than this count instead."""
+PADDED = ("int4_awq",)
+PRE_SCALE = "pre_scale"
 
 
 def output(model: Model, plan: Plan) -> Output:
@@ -36,6 +47,9 @@ def output(model: Model, plan: Plan) -> Output:
     dtype = plan.dtype or model.dtype
     config = _config(table, model.spec, plan, dtype)
     check_divisible(model.spec, plan)
+    if model.quantized:
+        _check_quantized(model, model.quantized)
+        config["quantization"] |= _quantization(model.quantized)
     if plan.pp > 1 and not table.own_head:
         raise UnsupportedInput(
             f"TensorRT-LLM's {config['architecture']} takes its embedding for the output matrix and has no pipeline "
@@ -46,10 +60,11 @@ def output(model: Model, plan: Plan) -> Output:
         sidecars |= tokenizer.files(model.checkpoint.tokenizer)
     windows = [str(window) for window in attention_windows(model.spec)]
     told = f", told --max_attention_window {' '.join(windows)} at run time" if windows else ""
+    first, *others = model.quantized.encoding.loads[DIALECT] if model.quantized else LOADS
     return Output(
         files=tuple(_rank(model, table, plan, dtype, rank) for rank in range(plan.world)),
         sidecars=sidecars,
-        loads=(f"TensorRT-LLM 0.8 to 1.2 (trtllm-build){told}", "NIM 1.x"),
+        loads=(first + told, *others),
         dtype=dtype,
     )
 
@@ -66,19 +81,18 @@ class _Share:
 
 def _rank(model: Model, table: Column, plan: Plan, dtype: str, rank: int) -> TensorFile:
     shares = _shares(model, table, plan, rank)
-    slots = []
+    slots: list[Slot] = []
     for binding in written(table.rules, {name: share.spec for name, share in shares.items()}):
         parts = [shares[part.name] for part in binding.parts]
-        tensor = cast(binding.layout.join([part.tensor for part in parts], binding.parts), dtype)
-        slots.append(
-            Slot(
-                binding.stored,
-                tensor,
-                tuple(part.name for part in parts),
-                _transform(model, parts, binding.layout, dtype),
-            )
-        )
-    return safetensors.file(f"rank{rank}.safetensors", sorted(slots, key=lambda slot: slot.name))
+        names, joined = tuple(part.name for part in parts), binding.join([part.tensor for part in parts])
+        if isinstance(joined, Encoded):
+            _check_grouped(binding, joined, plan.tp)
+            what = _transform(model, parts, binding.layout, joined.dtype)
+            slots.extend(Slot(*named, names, what) for named in spread(binding.stored, joined, DIALECT, dtype))
+            continue
+        what = _transform(model, parts, binding.layout, dtype)
+        slots.append(Slot(binding.stored, cast(joined, dtype), names, what))
+    return safetensors.file(f"rank{rank}.safetensors", safetensors.ordered(slots))
 
 
 def _shares(model: Model, table: Column, plan: Plan, rank: int) -> dict[str, _Share]:
@@ -137,6 +151,47 @@ def _transform(model: Model, parts: list[_Share], layout: Layout, dtype: str) ->
         f"cast to {dtype}" if any(part.tensor.dtype != dtype for part in parts) else "",
     ]
     return ", ".join(step for step in steps if step)
+
+
+def _check_quantized(model: Model, quantized: Quantized) -> None:
+    """Refuse what the format has no place for."""
+    what = f"{model.checkpoint.path} is quantized ({quantized.encoding.method})"
+    if quantized.kv_cache:
+        raise UnsupportedInput(f"{what} with scales for k and v apart, TensorRT-LLM's cache has one; use --to hf")
+    for name, spec in tensors(model.spec).items():
+        linear, encoded = len(spec.axes) > 1, isinstance(model.tensors[name], Encoded)
+        if linear and encoded != name.startswith("layers."):
+            found = "is quantized too" if encoded else "is not"
+            raise UnsupportedInput(f"{what} and {name} {found}, which --to trtllm does not write yet; use --to hf")
+    for index in range(len(model.spec.blocks)):
+        for names in SHARED:
+            found_here = [model.tensors.get(f"layers.{index}.{name}") for name in names]
+            if len(encoded_here := [tensor for tensor in found_here if isinstance(tensor, Encoded)]) == len(names):
+                for each in quantized.encoding.fields:
+                    if not each.has_rows:
+                        check_shared(each, encoded_here)
+
+
+def _check_grouped(binding: Binding, tensor: Encoded, tp: int) -> None:
+    if tensor.encoding.method not in PADDED:
+        return
+    unit = max(GROUPED, tensor.encoding.group or 0) * tp
+    for size, axis in zip(tensor.shape, binding.parts[0].axes, strict=True):
+        if (whole := size * (tp if axis.name in SHARDING.axes else 1)) % unit:
+            raise UnsupportedInput(
+                f"{binding.stored} has {whole} {axis.name} at tp={tp}, which do not divide by {unit}, and "
+                "TensorRT-LLM's loader pads them and refuses the file; use a smaller tp, or --to hf"
+            )
+
+
+def _quantization(quantized: Quantized) -> dict[str, Any]:
+    """The keys in which it differs from plain weights. Linears outside of the layers are never quantized."""
+    found = {"quant_algo": quantized.said["algorithm"], "exclude_modules": ["lm_head"]}
+    if quantized.encoding.group:
+        found |= {"group_size": quantized.encoding.group}
+    if any(each.name == PRE_SCALE for each in quantized.encoding.fields):
+        found |= {"pre_quant_scale": True}
+    return found
 
 
 def _config(table: Column, spec: ModelSpec, plan: Plan, dtype: str) -> dict[str, Any]:

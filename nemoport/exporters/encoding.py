@@ -1,0 +1,289 @@
+"""Encodings: how a quantized weight is stored, as data. A quantized linear is one canonical weight with fields.
+
+    int4_awq    weight     uint8 [out / 2, in]       two rows in a byte
+                scale      float32 [out, in / 128]
+                pre_scale  [in]                      what the input is multiplied with
+
+Every axis of a field follows an axis of the weight, `step` of the weight's elements to one of the field's. So a weight
+is cut, split and joined by doing the same to its fields, and rules, layouts and sharding know of no quantization. A
+field that does not follow the rows is one for all of them: weights whose rows are joined must agree on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import gcd
+
+import numpy as np
+
+from nemoport.errors import DamagedInput, UnsupportedInput
+from nemoport.exporters.derived import single, squeezed, viewed
+from nemoport.exporters.dtypes import Words, itemsize, words
+from nemoport.exporters.layouts import Layout
+from nemoport.exporters.tensor import Held, LazyTensor, Span
+from nemoport.spec import Axis, TensorSpec
+
+Follows = tuple[tuple[int, int], ...]
+"""For each axis of a field: the weight's axis, and how many of its elements one of the field's stands for."""
+EVERY: Follows = ((0, 1), (1, 1))
+SCALAR: Follows = ()
+NUMBERS = "weight"
+"""The field that holds the numbers themselves; every encoding has it, and it has every axis."""
+FLOATS = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a dialect stores a field."""
+
+    suffix: str
+    """After the name of the linear."""
+    dtype: str = ""
+    """The same bytes under another name; the field's own when empty."""
+    single: bool = False
+    """A scalar is stored as a vector of one."""
+    always: bool = False
+    """Where the field is absent, what it then stands for is written out."""
+
+
+@dataclass(frozen=True)
+class Field:
+    name: str
+    dtypes: tuple[str, ...]
+    follows: Follows
+    forms: Mapping[str, Form]
+    """By dialect: `modelopt` is that of Hugging Face directories, `trtllm` that of rank files."""
+    neutral: float | None = None
+    """What an absent field stands for; None where every weight must have it."""
+    optional: bool = False
+    """It may be absent and stands for nothing then."""
+
+    def shape(self, weight: Sequence[int]) -> tuple[int, ...]:
+        """Its shape, rounded up, for a weight's."""
+        return tuple(-(-weight[axis] // step) for axis, step in self.follows)
+
+    @property
+    def has_rows(self) -> bool:
+        return bool(self.follows) and self.follows[0][0] == 0
+
+
+@dataclass(frozen=True)
+class Encoding:
+    method: str
+    """The module in `quantizers/`."""
+    fields: tuple[Field, ...]
+    group: int | None = None
+    """Inputs that share a scale; None where all do."""
+    loads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By dialect: who loads it."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """By dialect: why it cannot be said there."""
+
+    def in_dialect(self, dialect: str) -> tuple[tuple[Field, Form], ...]:
+        return tuple((each, each.forms[dialect]) for each in self.fields if dialect in each.forms)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A quantized weight: a lazy tensor with the shape of the numbers it stands for, which only its fields store.
+    Whatever treats it as plain numbers is refused: nothing undoes a quantization on the way."""
+
+    name: str
+    """As stored, for errors."""
+    shape: tuple[int, ...]
+    encoding: Encoding
+    fields: Mapping[str, LazyTensor]
+    dtype: str = "float32"
+
+    def cut(self, spans: tuple[Span, ...]) -> Encoded:
+        cut = {each.name: self._cut(each, spans) for each in self.encoding.fields if each.name in self.fields}
+        return replace(self, shape=tuple(stop - start for start, stop in spans), fields=cut)
+
+    def fill(self, out: Words) -> None:
+        raise UnsupportedInput(f"{self.name} is quantized ({self.encoding.method}), and nemoport does not undo that")
+
+    def field(self, each: Field, dtype: str) -> LazyTensor | None:
+        """A field, or where it is absent what that stands for; None where it stands for nothing."""
+        if each.name in self.fields:
+            return self.fields[each.name]
+        if each.neutral is None:
+            return None
+        return constant(each.neutral, each.shape(self.shape), dtype)
+
+    def _cut(self, each: Field, spans: Sequence[Span]) -> LazyTensor:
+        tensor, inner = self.fields[each.name], []
+        for axis, step in each.follows:
+            start, stop = spans[axis]
+            if start % step or (stop % step and stop != self.shape[axis]):
+                what = "rows" if axis == 0 else "inputs"
+                raise UnsupportedInput(
+                    f"{self.name} is quantized ({self.encoding.method}) with {step} {what} to an element of its "
+                    f"{each.name}, and cannot be cut at {what} {start} to {stop}; use a smaller tp"
+                )
+            inner.append((start // step, -(-stop // step)))
+        return tensor.cut(tuple(inner)) if inner else tensor
+
+
+def constant(number: float, shape: tuple[int, ...], dtype: str) -> LazyTensor:
+    """An array of one number that bfloat16 holds exactly."""
+    bits = np.full(shape, number, np.float32).view(np.uint32)
+    if dtype == "bfloat16":
+        return Held((bits >> 16).astype(np.uint16), dtype)
+    return Held(np.full(shape, number, dtype), dtype)
+
+
+def split(layout: Layout, stored: LazyTensor, parts: Sequence[TensorSpec]) -> tuple[LazyTensor, ...]:
+    """`layout.split`, of a quantized tensor field by field."""
+    if not isinstance(stored, Encoded):
+        return layout.split(stored, parts)
+    _check_rows(layout, stored)
+    pieces: list[dict[str, LazyTensor]] = [{} for _ in parts]
+    for each in stored.encoding.fields:
+        if (tensor := stored.fields.get(each.name)) is None:
+            continue
+        found = (tensor,) * len(parts)
+        if each.has_rows:
+            found = layout.split(tensor, [_followed(part, each, stored) for part in parts])
+        for piece, share in zip(pieces, found, strict=True):
+            piece[each.name] = share
+    return tuple(replace(stored, shape=part.shape, fields=each) for part, each in zip(parts, pieces, strict=True))
+
+
+def join(layout: Layout, tensors: Sequence[LazyTensor], parts: Sequence[TensorSpec]) -> LazyTensor:
+    """`layout.join`, of quantized tensors field by field; what has no rows must be the same in all."""
+    encoded = [tensor for tensor in tensors if isinstance(tensor, Encoded)]
+    if not encoded:
+        return layout.join(tensors, parts)
+    first = encoded[0]
+    if len(encoded) < len(tensors) or any(each.encoding != first.encoding for each in encoded):
+        raise UnsupportedInput(f"{first.name} is quantized, and what it is to be joined with is not, or otherwise")
+    _check_rows(layout, first)
+    joined = {}
+    for each in first.encoding.fields:
+        found = _all_or_none(each, encoded)
+        if not found:
+            continue
+        if each.has_rows:
+            joined[each.name] = layout.join(found, [_followed(part, each, first) for part in parts])
+        else:
+            check_shared(each, encoded)
+            joined[each.name] = found[0]
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    return replace(first, shape=shape, fields=joined)
+
+
+def check_shared(each: Field, encoded: Sequence[Encoded]) -> None:
+    """Refuse weights that are to share a field and do not. Reads it, which is small."""
+    values = {bits(tensor) for tensor in _all_or_none(each, encoded)}
+    if len(values) > 1:
+        raise UnsupportedInput(
+            f"{', '.join(one.name for one in encoded)} have each a {each.name} of their own where one for all is "
+            "stored; that takes rounding them anew, which nemoport does not do to a quantized checkpoint; use --to hf"
+        )
+
+
+def bits(tensor: LazyTensor) -> bytes:
+    """The bytes of a small tensor."""
+    out: Words = np.empty(tensor.shape, words(tensor.dtype))
+    tensor.fill(out)
+    return tensor.dtype.encode() + out.tobytes()
+
+
+def spread(stored: str, tensor: Encoded, dialect: str, dtype: str) -> Iterator[tuple[str, LazyTensor]]:
+    """The names and tensors that store a quantized weight in a dialect; `stored` is the name it would have plain.
+    `dtype` is that of what has to be made up."""
+    linear = stored.removesuffix(NUMBERS)
+    for each, form in tensor.encoding.in_dialect(dialect):
+        found = tensor.field(each, dtype) if form.always else tensor.fields.get(each.name)
+        if found is not None:
+            found = viewed(found, form.dtype or found.dtype)
+            yield linear + form.suffix, single(found) if form.single else found
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Stored tensors with their quantized weights put together."""
+
+    tensors: Mapping[str, LazyTensor]
+    members: Mapping[str, tuple[str, ...]]
+    """The name of a quantized weight -> the stored tensors that are its fields."""
+
+
+def gather(stored: Mapping[str, LazyTensor], encoding: Encoding, dialect: str) -> Gathered:
+    """The inverse of `spread`: every weight whose dtype is that of the encoding, with the fields beside it."""
+    tensors, members = dict(stored), {}
+    ((numbers, how),) = [(each, form) for each, form in encoding.in_dialect(dialect) if each.name == NUMBERS]
+    kinds = (how.dtype,) if how.dtype else numbers.dtypes
+    for name, tensor in stored.items():
+        if not name.endswith(f".{how.suffix}") or tensor.dtype not in kinds or len(tensor.shape) != 2:
+            continue
+        linear = name.removesuffix(how.suffix)
+        shape = tuple(size * step for size, (_, step) in zip(tensor.shape, numbers.follows, strict=True))
+        names = {each.name: linear + form.suffix for each, form in encoding.in_dialect(dialect)}
+        fields = {
+            each.name: _field(each, form, name, names[each.name], stored, shape)
+            for each, form in encoding.in_dialect(dialect)
+            if names[each.name] in stored or form.always or not (each.optional or each.neutral is not None)
+        }
+        members[name] = tuple(names[field] for field in fields)
+        for each in members[name]:
+            tensors.pop(each)
+        tensors[name] = Encoded(name, shape, encoding, fields)
+    strays = {form.suffix for each, form in encoding.in_dialect(dialect) if each.name != NUMBERS}
+    if alone := [name for name in tensors if name.rpartition(".")[2] in strays]:
+        raise DamagedInput(
+            f"{len(alone)} scales have no weight quantized by {encoding.method} beside them, the first is {alone[0]}; "
+            "copy the checkpoint again"
+        )
+    return Gathered(tensors, members)
+
+
+def _field(
+    each: Field, form: Form, weight: str, name: str, stored: Mapping[str, LazyTensor], shape: tuple[int, ...]
+) -> LazyTensor:
+    """One field of a weight, checked."""
+    if name not in stored:
+        raise DamagedInput(f"{weight} is quantized, and its {name} is missing; copy the checkpoint again")
+    tensor, kinds = stored[name], (form.dtype,) if form.dtype else each.dtypes
+    needed = (1,) if form.single else each.shape(shape)
+    found = (1,) if form.single and not tensor.shape else tensor.shape
+    if found != needed or tensor.dtype not in kinds:
+        raise DamagedInput(
+            f"{name} is {tensor.dtype} {list(tensor.shape)}, {' or '.join(kinds)} {list(needed)} needed beside a "
+            f"weight of {list(shape)}; copy the checkpoint again"
+        )
+    tensor = squeezed(tensor) if form.single and tensor.shape else tensor
+    own = tensor.dtype if tensor.dtype in each.dtypes else each.dtypes[0]
+    assert itemsize(own) == itemsize(tensor.dtype), (own, tensor.dtype)
+    return viewed(tensor, own)
+
+
+def _all_or_none(each: Field, encoded: Sequence[Encoded]) -> list[LazyTensor]:
+    have = [tensor for tensor in encoded if each.name in tensor.fields]
+    if not have:
+        return []
+    found = [tensor.field(each, have[0].fields[each.name].dtype) for tensor in encoded]
+    if lacking := [one.name for one, tensor in zip(encoded, found, strict=True) if tensor is None]:
+        raise UnsupportedInput(f"{have[0].name} has a {each.name}, and {lacking[0]}, joined with it, has none")
+    return [tensor for tensor in found if tensor is not None]
+
+
+def _check_rows(layout: Layout, tensor: Encoded) -> None:
+    if not layout.whole_rows:
+        raise UnsupportedInput(f"{tensor.name} is quantized, and cannot be stored {layout.name}; use --to hf")
+
+
+def _followed(part: TensorSpec, each: Field, tensor: Encoded) -> TensorSpec:
+    """The spec of a weight's field."""
+    axes = []
+    for index, step in each.follows:
+        axis = part.axes[index]
+        size = -(-axis.size // step)
+        if index == 0 and (axis.size % step or (axis.units < axis.size and size % axis.units)):
+            raise UnsupportedInput(
+                f"{tensor.name} is quantized with {step} rows to an element of its {each.name}, which {axis.units} "
+                f"x {axis.size // axis.units} rows do not divide by; use --to hf"
+            )
+        axes.append(Axis(axis.name, size, gcd(axis.units, size)))
+    return TensorSpec(part.name, tuple(axes))
