@@ -16,6 +16,7 @@ ROOM = "nemoport.exporters"
 def tables() -> dict[str, str]:
     return {
         "readers": _table("reader | what it opens", _described("readers")),
+        "adapters": _table("adapter | what it opens", _described("adapters")),
         "families": _table("family | what it covers | read from | written as", _families()),
         "targets": _table("`--to` | what it writes", _described("targets")),
     }

@@ -105,6 +105,7 @@ def past(answer: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 def served(repository: Path) -> Iterator[str]:
     """The address of a server in a process of its own, ended by SIGTERM as an orchestrator would."""
     command = [*NEMOPORT, "serve", str(repository), "--http-address", "127.0.0.1", "--http-port", "0"]
+    command += ["--allow-grpc", "false", "--allow-metrics", "false"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         try:
             assert process.stderr is not None

@@ -19,7 +19,8 @@ step repo promote "$out/repository" fables
 step repo list "$out/repository"
 
 printf '\n\033[1m$ nemoport serve %s --http-port %s &\033[0m\n' "$out/repository" "$port"
-nemoport serve "$out/repository" --http-address 127.0.0.1 --http-port "$port" 2>"$out/serve.log" &
+nemoport serve "$out/repository" --http-address 127.0.0.1 --http-port "$port" \
+  --allow-grpc false --allow-metrics false 2>"$out/serve.log" &
 server=$!
 trap 'kill "$server" 2>/dev/null || true' EXIT
 python "$here/generate.py" --address "127.0.0.1:$port" --model fables "${PROMPT:-The clever fox }"

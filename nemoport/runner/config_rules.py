@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from nemoport.errors import DamagedInput, UnsupportedInput
+from nemoport.runner.ensembles.wiring import check_wiring
 from nemoport.runner.model_config import KINDS, ModelConfig
 
 REFUSED = {  # fields whose meaning this runner cannot keep, with what they would need
-    "ensemble_scheduling": "ensembles",
     "sequence_batching": "sequence batching",
     "batch_input": "ragged batching",
     "batch_output": "ragged batching",
     "model_repository_agents": "repository agents",
 }
 NOT_EXERCISED = {  # fields that change how fast an answer comes and not what it says
-    "dynamic_batching": "requests are executed one by one, not merged into batches",
-    "model_warmup": "warmup requests are not sent",
     "response_cache": "responses are not cached",
 }
 
@@ -41,8 +39,10 @@ def check_config(config: ModelConfig, directory_name: str) -> None:
     given = {field.name for field, _ in config.ListFields()}
     for field in sorted(given & REFUSED.keys()):
         raise UnsupportedInput(f"model '{config.name}' asks for {REFUSED[field]} ({field}), which this runner lacks")
-    if config.model_transaction_policy.decoupled:
-        raise UnsupportedInput(f"model '{config.name}' is decoupled, which this runner lacks")
+    if config.model_transaction_policy.decoupled and config.backend != "python":
+        raise UnsupportedInput(
+            f"model '{config.name}' is decoupled, which this runner does for the python backend only"
+        )
 
 
 def check_tensors(config: ModelConfig) -> None:
@@ -72,7 +72,10 @@ def _check_backend(config: ModelConfig) -> None:
             raise DamagedInput(f"Ensemble model '{name}' must have platform type 'ensemble' and empty backend type")
         if not config.HasField("ensemble_scheduling"):
             raise DamagedInput(f"ensemble scheduling must be set for ensemble {name} whose platform is ensemble")
+        check_wiring(config)
         return
+    if config.HasField("ensemble_scheduling"):
+        raise DamagedInput(f"ensemble scheduling cannot be set for model '{name}' whose platform is not ensemble")
     if not backend and platform:
         raise DamagedInput(f"unexpected platform type '{platform}' for {name}")
     if not backend:

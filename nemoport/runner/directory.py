@@ -34,6 +34,21 @@ def find_models(repositories: Iterable[Path]) -> dict[str, list[Path]]:
     return dict(sorted(found.items()))
 
 
+Fingerprint = tuple[tuple[str, int, int], ...]
+
+
+def fingerprint(model: Path) -> Fingerprint:
+    """Path, time of change and size of all that is in the directory: another means that the model has changed."""
+    found = []
+    for path in sorted(model.rglob("*")):
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # it went while we looked; the next look will see it gone
+            continue
+        found.append((str(path.relative_to(model)), status.st_mtime_ns, status.st_size if path.is_file() else 0))
+    return tuple(found)
+
+
 def config_file(model: Path, config_name: str = "") -> Path | None:
     """None when the model has none. A custom name that this model lacks falls back to config.pbtxt, as in Triton."""
     custom = model / "configs" / f"{config_name}.pbtxt"

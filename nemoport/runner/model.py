@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
+from weakref import finalize
 
-from nemoport.errors import DamagedInput
+from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.runner.backends import find_backend
+from nemoport.runner.batching import batching_of
 from nemoport.runner.config_rules import check_config, check_tensors, notes
 from nemoport.runner.contract import Contract, TensorContract, accept, answer
 from nemoport.runner.datatypes import BY_CONFIG
 from nemoport.runner.directory import config_file, version_number
+from nemoport.runner.ensembles.flow import Ensemble, Find
+from nemoport.runner.ensembles.wiring import check_members, is_ensemble
 from nemoport.runner.instances import Placement, placed
+from nemoport.runner.jobs import Job, Reply, job_of
 from nemoport.runner.model_config import ModelConfig, as_json, data_type, normalised, read_config, with_backend
-from nemoport.runner.request import InferRequest, InferResponse, OutputTensor
-from nemoport.runner.scheduling import Execute, direct
-from nemoport.runner.signature import Signature, check_agreement, completed
+from nemoport.runner.queueing import queue_of
+from nemoport.runner.refusal import Code, Refusal
+from nemoport.runner.request import InferRequest, InferResponse, OutputTensor, Response
+from nemoport.runner.scheduling import Scheduler
+from nemoport.runner.signature import Signature
+from nemoport.runner.statistics import Statistics
+from nemoport.runner.tensors import Array
+from nemoport.runner.warmup import warm_up
 
 log = logging.getLogger(__name__)
 
@@ -44,24 +55,61 @@ class ModelVersion:
     config: ModelConfig
     contract: Contract
     placement: Placement
-    execute: Execute
+    scheduler: Scheduler | Ensemble
+    statistics: Statistics
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        finalize(self, self.scheduler.close)  # whoever lets go of a version need not close it
 
     @property
     def fell_back_to_cpu(self) -> bool:
         return self.placement.fell_back
 
-    def infer(self, request: InferRequest) -> InferResponse:
-        """Refuses what does not fit the contract."""
+    @property
+    def decoupled(self) -> bool:
+        """It may answer a request any number of times."""
+        return bool(self.config.model_transaction_policy.decoupled)
+
+    def submit(self, request: InferRequest, deliver: Callable[[Response], None]) -> Job:
+        """Refuses what does not fit the contract; `deliver` is called later, from another thread."""
         feeds = accept(request, self.contract)
+        items = next(iter(feeds.values())).shape[0] if self.contract.max_batch_size and feeds else 1
         wanted = request.outputs or tuple(self.contract.outputs)
-        arrays = self.execute(feeds, wanted)
-        tensors = (self.contract.outputs[name] for name in wanted)
-        outputs = tuple(
-            OutputTensor(tensor.name, tensor.datatype, answer(array, tensor, self.contract))
-            for tensor, array in zip(tensors, arrays, strict=True)
-        )
-        return InferResponse(self.name, self.version, outputs, request.id)
+        job = job_of(request, feeds, wanted, items, lambda reply, last: deliver(self._response(request, reply, last)))
+        if self.decoupled:
+            job.deliver = self.statistics.counted(job.deliver)
+        self.scheduler.submit(job)
+        return job
+
+    def infer(self, request: InferRequest) -> InferResponse:
+        """The answer, waited for. Not for decoupled models."""
+        answers: SimpleQueue[Response] = SimpleQueue()
+        self.submit(request, answers.put)
+        return answers.get().value()
+
+    def close(self) -> None:
+        """Requests under way finish, others are refused."""
+        self.scheduler.close()
+
+    def _response(self, request: InferRequest, reply: Reply | None, last: bool) -> Response:
+        if reply is None or isinstance(reply, Refusal):
+            return Response(reply, last)
+        try:
+            outputs = tuple(self._output(name, array, request) for name, array in reply.items())
+        except Refusal as refusal:
+            return Response(refusal, last)
+        return Response(InferResponse(self.name, self.version, outputs, request.id), last)
+
+    def _output(self, name: str, array: Array, request: InferRequest) -> OutputTensor:
+        tensor = self.contract.outputs[name]
+        if array.dtype != tensor.datatype.numpy:
+            raise Refusal(
+                f"{request.label}model '{self.name}' answered output '{name}' as {array.dtype}, and its config says "
+                f"{tensor.datatype.config}",
+                Code.INTERNAL,
+            )
+        return OutputTensor(name, tensor.datatype, answer(array, tensor, self.contract))
 
     def metadata(self, versions: list[int]) -> dict[str, Any]:
         """As GET /v2/models/M; a leading -1 is the batch, and the shapes are those that a client sends."""
@@ -125,19 +173,39 @@ def load_version(
 
 def load(directory: Path, version: int, config: ModelConfig, options: LoadOptions) -> ModelVersion:
     """Load a version directory under a config that `model_config` gave."""
+    if is_ensemble(config):
+        raise UnsupportedInput(
+            f"model '{config.name}' cannot be loaded alone: an ensemble needs its members; load it with a server"
+        )
     backend = find_backend(config.backend, config.name)
     config, placement = placed(config, backend.gpus(), allow_cpu_fallback=options.allow_cpu_fallback)
-    session = backend.load(directory, config, placement)
-    if not options.disable_auto_complete_config:
-        config = completed(config, session.inputs, session.outputs)
-    check_tensors(config)
-    check_agreement(config, session.inputs, session.outputs)
+    session = backend.load(directory, config, placement, complete=not options.disable_auto_complete_config)
+    config = session.config
     said = placement.notes + notes(config)
     for note in said:
         log.warning("model '%s' version %d: %s", config.name, version, note)
-    execute = direct(session, placement.count)
-    contract = _contract(config, session.inputs, session.outputs)
-    return ModelVersion(config.name, version, config, contract, placement, execute, said)
+    contract, statistics = _contract(config, session.inputs, session.outputs), Statistics()
+    warm_up(config, contract, directory.parent, session.run, placement.count)
+    scheduler = Scheduler(
+        config.name,
+        session.run,
+        placement.count,
+        batching=batching_of(config),
+        queue=queue_of(config),
+        statistics=statistics,
+        ordered=config.dynamic_batching.preserve_ordering and not config.model_transaction_policy.decoupled,
+        finalize=session.close,
+    )
+    return ModelVersion(config.name, version, config, contract, placement, scheduler, statistics, said)
+
+
+def load_ensemble(version: int, config: ModelConfig, find: Find) -> ModelVersion:
+    """An ensemble under a config that `model_config` gave, whose members `find` gives."""
+    check_tensors(config)
+    contract, statistics = _contract(config, {}, {}), Statistics()
+    check_members(config, contract, find)
+    ensemble = Ensemble(config, find, statistics)
+    return ModelVersion(config.name, version, config, contract, Placement(None, 0), ensemble, statistics, notes(config))
 
 
 def _contract(config: ModelConfig, inputs: Signature, outputs: Signature) -> Contract:
@@ -151,6 +219,6 @@ def _contract(config: ModelConfig, inputs: Signature, outputs: Signature) -> Con
 
 def _tensor(tensor: Any, signature: Signature, *, optional: bool) -> TensorContract:
     reshape = tuple(tensor.reshape.shape) if tensor.HasField("reshape") else None
-    if not signature[tensor.name].shape:
+    if tensor.name in signature and not signature[tensor.name].shape:
         reshape = ()  # a scalar of the model is [1] to a client
     return TensorContract(tensor.name, BY_CONFIG[data_type(tensor)], tuple(tensor.dims), reshape, optional)

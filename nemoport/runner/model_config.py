@@ -83,6 +83,8 @@ def normalised(config: ModelConfig) -> ModelConfig:
         for memory in ("input_pinned_memory", "output_pinned_memory"):
             if not done.optimization.HasField(memory):
                 getattr(done.optimization, memory).enable = True
+    else:
+        done.model_transaction_policy.SetInParent()  # what the members are decides
     return done
 
 

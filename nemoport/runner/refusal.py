@@ -8,13 +8,24 @@ from nemoport.errors import InputError
 
 
 class Code(Enum):
-    """Triton's error codes; the value is the HTTP status that its server answers with."""
+    """Triton's error codes: the HTTP status that its server answers with, and the name of the gRPC status."""
 
-    INVALID_ARG = 400
-    NOT_FOUND = 404
-    INTERNAL = 500
-    UNSUPPORTED = 501
-    UNAVAILABLE = 503
+    UNKNOWN = (400, "UNKNOWN")
+    INVALID_ARG = (400, "INVALID_ARGUMENT")
+    ALREADY_EXISTS = (400, "ALREADY_EXISTS")
+    CANCELLED = (400, "CANCELLED")
+    NOT_FOUND = (404, "NOT_FOUND")
+    INTERNAL = (500, "INTERNAL")
+    UNSUPPORTED = (501, "UNIMPLEMENTED")
+    UNAVAILABLE = (503, "UNAVAILABLE")
+
+    @property
+    def http(self) -> int:
+        return self.value[0]
+
+    @property
+    def grpc(self) -> str:
+        return self.value[1]
 
 
 class Refusal(InputError):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nemoport.runner.datatypes import BY_NUMPY, Datatype
-from nemoport.runner.refusal import Refusal
+from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.tensors import Array, Buffer
 
 Parameter = bool | int | float | str
@@ -50,9 +50,26 @@ class InferResponse:
     model_version: int
     outputs: tuple[OutputTensor, ...]
     id: str = ""
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
     def arrays(self) -> dict[str, Array]:
         return {output.name: output.array for output in self.outputs}
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One of the answers to a request. None is the end of a decoupled one that has nothing more to say."""
+
+    content: InferResponse | Refusal | None
+    last: bool = True
+
+    def value(self) -> InferResponse:
+        """The response, or its refusal raised."""
+        if isinstance(self.content, Refusal):
+            raise self.content
+        if self.content is None:
+            raise Refusal("the model ended the request without an answer", Code.INTERNAL)
+        return self.content
 
 
 def request_of(arrays: Mapping[str, Array], outputs: tuple[str, ...] = (), id: str = "") -> InferRequest:  # noqa: A002

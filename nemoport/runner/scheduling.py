@@ -1,22 +1,158 @@
-"""How requests reach a session. A scheduler is a function from arrays to arrays; this one hands them straight on."""
+"""The way of a job: into the queue of its model, with others into a batch, on to an instance, back with a reply."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from threading import BoundedSemaphore
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from nemoport.runner.backends import Session
-from nemoport.runner.tensors import Array
+from nemoport.runner.batching import Batching, plan
+from nemoport.runner.jobs import Deliver, Job, Outcome, Reply, Run
+from nemoport.runner.queueing import Queue
+from nemoport.runner.refusal import Code, Refusal
+from nemoport.runner.statistics import Statistics
 
-Execute = Callable[[Mapping[str, Array], Sequence[str]], list[Array]]
+log = logging.getLogger(__name__)
 
 
-def direct(session: Session, count: int) -> Execute:
-    """One request, one execution, in the thread that brought it; `count` of them at a time."""
-    slots = BoundedSemaphore(count)
+class Scheduler:
+    """A thread per instance takes batches from one queue. `ordered` gives replies in the order of the requests.
 
-    def execute(feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
-        with slots:
-            return session.execute(feeds, wanted)
+    Threads start with the first job. After `close` no job is taken, those that wait are executed, and then `finalize`
+    is called, once.
+    """
 
-    return execute
+    def __init__(
+        self,
+        name: str,
+        run: Run,
+        instances: int,
+        *,
+        batching: Batching,
+        queue: Queue,
+        statistics: Statistics,
+        ordered: bool = False,
+        finalize: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._name, self._run, self._instances, self._finalize = name, run, instances, finalize
+        self._batching, self._queue, self._statistics = batching, queue, statistics
+        self._changed = threading.Condition()
+        self._running = 0
+        self._started = self._closed = False
+        self._line = Line() if ordered else None
+
+    def submit(self, job: Job) -> None:
+        """Returns at once; `job.deliver` is called later, from another thread. Refuses when the queue is full."""
+        try:
+            with self._changed:
+                if self._closed:
+                    raise Refusal(f"{job.request.label}model '{self._name}' is being unloaded", Code.UNAVAILABLE)
+                self._queue.put(job, time.monotonic_ns())
+                self._statistics.queued()
+                if self._line is not None:
+                    self._line.join(job)
+                if not self._started:
+                    self._start()
+                self._changed.notify()
+        except Refusal as refusal:
+            self._statistics.refused(refusal)
+            raise
+
+    def close(self) -> None:
+        with self._changed:
+            if self._closed:
+                return
+            self._closed, self._batching = True, replace(self._batching, delay_ns=0)
+            started = self._started
+            self._changed.notify_all()
+        if not started:
+            self._finalize()
+
+    def _start(self) -> None:
+        self._started, self._running = True, self._instances
+        for instance in range(self._instances):
+            threading.Thread(target=self._work, args=(instance,), name=f"{self._name}_{instance}", daemon=True).start()
+
+    def _work(self, instance: int) -> None:
+        while jobs := self._take():
+            self._execute(jobs, instance)
+            del jobs  # not kept alive while waiting for the next
+        with self._changed:
+            self._running -= 1
+            last = not self._running
+        if last:
+            self._finalize()
+
+    def _take(self) -> list[Job]:
+        """The next batch, when it is time for it; empty when there will be none."""
+        while True:
+            with self._changed:
+                now = time.monotonic_ns()
+                ahead = max(self._batching.max_items, 1)
+                dropped = self._queue.drop(now, ahead)
+                if not dropped:
+                    count, wait = plan(self._queue, self._batching, now) if len(self._queue) else (0, 0)
+                    if count:
+                        jobs = self._queue.pop(count)
+                        self._statistics.taken(count)
+                        if len(self._queue):
+                            self._changed.notify()
+                        return jobs
+                    if self._closed and not len(self._queue):
+                        return []
+                    self._wait(now, wait, ahead)
+            for job, refusal in dropped:
+                self._statistics.dropped(job, refusal)
+                job.deliver(refusal, True)
+
+    def _wait(self, now: int, wait: int, ahead: int) -> None:
+        deadline = self._queue.next_deadline(ahead)
+        ends = [wait] if wait else []
+        ends += [] if deadline is None else [max(deadline - now, 1)]
+        self._changed.wait(min(ends) / 1e9 if ends else None)
+
+    def _execute(self, jobs: Sequence[Job], instance: int) -> None:
+        began = time.monotonic_ns()
+        try:
+            outcome = self._run(jobs, instance)
+        except Refusal as refusal:
+            outcome = Outcome([refusal] * len(jobs), began, time.monotonic_ns())
+        except Exception as error:  # the edge of an instance: these requests fail, others go on
+            log.exception("model '%s' failed", self._name)
+            ours = Refusal(f"internal error: {type(error).__name__}: {error}", Code.INTERNAL)
+            outcome = Outcome([ours] * len(jobs), began, time.monotonic_ns())
+        self._statistics.executed(jobs, outcome, began, time.monotonic_ns())
+        for job, reply in zip(jobs, outcome.replies, strict=True):
+            if reply is not None:
+                job.deliver(reply, True)
+
+
+@dataclass(slots=True)
+class _Place:
+    deliver: Deliver
+    reply: Reply | None = None
+    there: bool = False
+
+
+class Line:
+    """Jobs whose replies are given on in the order in which they joined."""
+
+    def __init__(self) -> None:
+        self._places: deque[_Place] = deque()
+        self._lock = threading.Lock()
+
+    def join(self, job: Job) -> None:
+        place = _Place(job.deliver)
+        self._places.append(place)
+
+        def deliver(reply: Reply | None, last: bool) -> None:
+            with self._lock:
+                place.reply, place.there = reply, True
+                while self._places and self._places[0].there:
+                    head = self._places.popleft()
+                    head.deliver(head.reply, True)
+
+        job.deliver = deliver

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
-import socket
 import threading
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 
-from nemoport.errors import MachineError, UsageError
+from nemoport.errors import UsageError
+from nemoport.runner.endpoints import Endpoint, GrpcEndpoint, HttpEndpoint, bound, check_free, run
+from nemoport.runner.flags import NOT_DONE
 from nemoport.runner.http.app import application
+from nemoport.runner.metrics import metrics_application
 from nemoport.runner.model import LoadOptions
+from nemoport.runner.polling import polling
 from nemoport.runner.server import Server, start
 
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_INPUT_SIZE = 64 * 2**20
-_IDLE_CONNECTION_SECONDS = 600  # clients keep pools of connections, and do not expect one to close under them
+_LOOP = uvicorn.Config(lambda *_: None).get_loop_factory()  # uvloop's where it is installed
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,20 @@ class ServeOptions:
     """tritonserver's flags, under their names. Sizes are bytes."""
 
     model_repository: tuple[Path, ...]
+    allow_http: bool = True
     http_address: str = "0.0.0.0"  # noqa: S104  tritonserver's default
     http_port: int = 8000
     http_thread_count: int = 8
     http_max_input_size: int = DEFAULT_MAX_INPUT_SIZE
+    allow_grpc: bool = True
+    grpc_address: str = "0.0.0.0"  # noqa: S104  as above
+    grpc_port: int = 8001
+    allow_metrics: bool = True
+    metrics_address: str = ""
+    """As --http-address, when it is not given."""
+    metrics_port: int = 8002
     model_control_mode: str = "none"
+    repository_poll_secs: int = 15
     load_model: tuple[str, ...] = ()
     model_config_name: str = ""
     disable_auto_complete_config: bool = False
@@ -45,16 +56,22 @@ class ServeOptions:
     exit_timeout_secs: int = 30
     log_verbose: int = 0
     allow_cpu_fallback: bool = False
+    not_done: tuple[str, ...] = ()
+    """Flags of NOT_DONE that were given."""
 
 
 def check_options(options: ServeOptions) -> None:
     mode = options.model_control_mode
-    if mode not in ("none", "explicit"):
-        raise UsageError(f"--model-control-mode={mode} is not done by this server; use none or explicit")
+    if mode not in ("none", "explicit", "poll"):
+        raise UsageError(f"--model-control-mode={mode} is none of none, explicit and poll")
+    if mode == "poll" and options.repository_poll_secs < 1:
+        raise UsageError(f"--repository-poll-secs={options.repository_poll_secs} must be at least 1")
     if options.load_model and mode != "explicit":
         raise UsageError("--load-model needs --model-control-mode=explicit")
     if "*" in options.load_model and len(options.load_model) > 1:
         raise UsageError("--load-model=* loads every model; give it alone")
+    if not (options.allow_http or options.allow_grpc):
+        raise UsageError("neither HTTP nor gRPC is allowed, nobody could ask; leave one of them on")
     if not options.model_repository:
         raise UsageError("no --model-repository is given; name at least one")
 
@@ -76,14 +93,54 @@ def serve(options: ServeOptions) -> None:
     """Load the models, answer until SIGINT or SIGTERM, let requests under way finish, return."""
     _log_to_stderr(options.log_verbose)
     check_options(options)
-    with _bound(options.http_address, options.http_port) as listener:
+    for flag in options.not_done:
+        log.warning("%s is accepted and changes nothing: this server does not have %s", flag, NOT_DONE[flag])
+    with ExitStack() as stack:
+        listener = None
+        if options.allow_http:
+            listener = stack.enter_context(bound("HTTP", options.http_address, options.http_port))
+        measured = None
+        if options.allow_metrics:
+            at = options.metrics_address or options.http_address
+            measured = stack.enter_context(bound("metrics", at, options.metrics_port))
+        if options.allow_grpc:
+            check_free("gRPC", options.grpc_address, options.grpc_port)
         server = load_models(options)
-        with _threads(options.http_thread_count) as threads:
-            http = _http(server, threads, options.http_max_input_size, options.exit_timeout_secs)
-            listener.listen()
-            log.info("Started HTTPService at %s", _address(listener))
-            with _ended_by_signals(http):
-                http.run([listener])
+        threads = stack.enter_context(_threads(options.http_thread_count))
+        endpoints: list[Endpoint] = []
+        if listener:
+            app = application(server, threads, options.http_max_input_size)
+            endpoints.append(HttpEndpoint("HTTPService", app, listener))
+        if measured:
+            endpoints.append(HttpEndpoint("Metrics Service", metrics_application(server), measured))
+        if options.allow_grpc:
+            endpoints.append(GrpcEndpoint(server, threads, options.grpc_address, options.grpc_port))
+        if options.model_control_mode == "poll":
+            stack.enter_context(polling(server, options.repository_poll_secs))
+        with asyncio.Runner(loop_factory=_LOOP) as runner:
+            runner.run(_until_signalled(endpoints, options.exit_timeout_secs))
+        server.close()
+
+
+async def _until_signalled(endpoints: list[Endpoint], seconds: float) -> None:
+    end, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end.set)
+    await run(endpoints, _log_addresses, end, seconds)
+
+
+def _log_addresses(addresses: dict[str, str]) -> None:
+    for name, at in addresses.items():
+        log.info("Started %s at %s", name, at)
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """`host:port` of each."""
+
+    http: str
+    grpc: str
+    metrics: str = ""
 
 
 @contextmanager
@@ -94,77 +151,57 @@ def serving(
     http_max_input_size: int = DEFAULT_MAX_INPUT_SIZE,
     http_thread_count: int = 4,
 ) -> Iterator[str]:
-    """Answer from a thread of this process, at the `host:port` that is given; port 0 takes a free one."""
-    with _bound(http_address, http_port) as listener, _threads(http_thread_count) as threads:
-        http = _http(server, threads, http_max_input_size, exit_timeout_secs=5)
-        thread = threading.Thread(target=http.run, args=([listener],), name="http")
-        thread.start()
+    """Answer HTTP from a thread of this process, at the `host:port` that is given; port 0 takes a free one."""
+    with bound("HTTP", http_address, http_port) as listener, _threads(http_thread_count) as threads:
+        http = HttpEndpoint("HTTPService", application(server, threads, http_max_input_size), listener)
+        with _in_thread([http]) as addresses:
+            yield addresses[http.name]
+
+
+@contextmanager
+def serving_all(server: Server, http_max_input_size: int = DEFAULT_MAX_INPUT_SIZE) -> Iterator[Addresses]:
+    """Answer at every door of 127.0.0.1, on free ports, from a thread of this process."""
+    with ExitStack() as stack:
+        threads = stack.enter_context(_threads(4))
+        doors = [stack.enter_context(bound("HTTP", "127.0.0.1", 0)) for _ in range(2)]
+        http = HttpEndpoint("HTTPService", application(server, threads, http_max_input_size), doors[0])
+        metrics = HttpEndpoint("Metrics Service", metrics_application(server), doors[1])
+        grpc = GrpcEndpoint(server, threads, "127.0.0.1", 0)
+        addresses = stack.enter_context(_in_thread([http, grpc, metrics]))
+        yield Addresses(addresses[http.name], addresses[grpc.name], addresses[metrics.name])
+
+
+@contextmanager
+def _in_thread(endpoints: list[Endpoint], seconds: float = 5) -> Iterator[dict[str, str]]:
+    addresses: Future[dict[str, str]] = Future()
+    ending: list[Callable[[], object]] = []
+
+    async def main() -> None:
+        end, loop = asyncio.Event(), asyncio.get_running_loop()
+        ending.append(lambda: loop.call_soon_threadsafe(end.set))
+        await run(endpoints, addresses.set_result, end, seconds)
+
+    def work() -> None:
         try:
-            while not http.started:
-                if not thread.is_alive():
-                    raise MachineError(f"the HTTP server at {_address(listener)} did not start; see the log")
-                time.sleep(0.002)
-            yield _address(listener)
-        finally:
-            http.should_exit = True
-            thread.join()
+            with asyncio.Runner(loop_factory=_LOOP) as runner:
+                runner.run(main())
+        except BaseException as error:
+            if addresses.done():
+                raise
+            addresses.set_exception(error)
 
-
-def _http(server: Server, threads: ThreadPoolExecutor, max_input_size: int, exit_timeout_secs: int) -> uvicorn.Server:
-    return uvicorn.Server(
-        uvicorn.Config(
-            application(server, threads, max_input_size),
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=_IDLE_CONNECTION_SECONDS,
-            timeout_graceful_shutdown=exit_timeout_secs,
-        )
-    )
+    thread = threading.Thread(target=work, name="endpoints")
+    thread.start()
+    try:
+        yield addresses.result()
+    finally:
+        if not addresses.exception():
+            ending[0]()
+        thread.join()
 
 
 def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="infer")
-
-
-@contextmanager
-def _bound(address: str, port: int) -> Iterator[socket.socket]:
-    """Bound and not yet listening: a port that is taken is known before the models load."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((address, port))
-        except OSError as error:
-            raise MachineError(f"cannot serve HTTP at {address}:{port}: {error}; choose another --http-port") from None
-        yield listener
-
-
-def _address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"{host}:{port}"
-
-
-@contextmanager
-def _ended_by_signals(http: uvicorn.Server) -> Iterator[None]:
-    """uvicorn ends on these while it runs, and then raises them again; this is for before and after."""
-
-    def end(*_: object) -> None:
-        http.should_exit = True
-
-    before: dict[signal.Signals, Any] = {
-        number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _log_to_stderr(verbose: int) -> None:

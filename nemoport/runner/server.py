@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
-from nemoport.errors import DamagedInput, MachineError, NemoportError
-from nemoport.runner.directory import NoVersion, find_models, find_versions, versions_to_serve
-from nemoport.runner.model import DEFAULTS, LoadOptions, ModelVersion, load, model_config
+from nemoport.errors import DamagedInput, MachineError
+from nemoport.runner.directory import (
+    Fingerprint,
+    find_models,
+    fingerprint,
+)
+from nemoport.runner.ensembles.wiring import BadEnsemble, members
+from nemoport.runner.loading import Model, load_refusal, loaded_model, reason_of
+from nemoport.runner.log_settings import LogSettings
+from nemoport.runner.model import DEFAULTS, LoadOptions, ModelVersion, load_ensemble
+from nemoport.runner.model_config import ModelConfig
+from nemoport.runner.overrides import NONE, Overrides, placed_files
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.request import InferRequest, InferResponse
+from nemoport.runner.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
+EXTENSIONS = (
+    "model_repository",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "logging",
+    "generate",
+)
+"""Of the protocol; those that are not here are not done."""
+
 
 @dataclass(frozen=True)
-class Model:
-    """What became of a model: versions that are ready, and what went wrong with others (None: with all of it)."""
-
-    ready: Mapping[int, ModelVersion] = field(default_factory=dict)
-    unavailable: Mapping[int | None, Exception] = field(default_factory=dict)
+class Changes:
+    changed: tuple[str, ...]
+    gone: tuple[str, ...]
 
 
 class Server:
@@ -39,8 +59,10 @@ class Server:
     ) -> None:
         self.repositories, self.options = tuple(repositories), options
         self.explicit, self.strict_readiness = explicit, strict_readiness
+        self.log_settings = LogSettings()
         self._models: dict[str, Model] = {}
-        self._loading = Lock()
+        self._loading = RLock()
+        self._ensembles_loading: list[str] = []
 
     def ready(self) -> bool:
         return not self.strict_readiness or all(not model.unavailable for model in self._models.values())
@@ -69,19 +91,54 @@ class Server:
         found = self.find(name, version)
         return found.metadata(sorted(self._models.get(name, Model()).ready) if version is None else [version])
 
-    def index(self) -> list[dict[str, str]]:
+    def statistics(self, name: str = "", version: int | None = None) -> list[dict[str, Any]]:
+        """A row per version that is ready; of all models when none is named."""
+        if name:
+            try:
+                self.find(name, version)
+            except Refusal as refusal:
+                there = name in self._models and version is not None
+                told = (
+                    f"model version is not available for model '{name}'"
+                    if there
+                    else f"model '{name}' is not available"
+                )
+                raise Refusal(f"requested {told}") from refusal
+        models = {name: self._models.get(name, Model())} if name else self._models
+        return [
+            ready.statistics.as_json(of, number)
+            for of, model in sorted(models.items())
+            for number, ready in sorted(model.ready.items())
+            if version in (None, number)
+        ]
+
+    def counted(self) -> list[tuple[str, int, Statistics]]:
+        """Name, version and statistics of each that is ready."""
+        models = sorted(self._models.items())
+        return [(name, number, ready.statistics) for name, model in models for number, ready in model.ready.items()]
+
+    def index(self, only_ready: bool = False) -> list[dict[str, str]]:
         """A row per version; a model that was never loaded has a name only."""
         rows: list[dict[str, str]] = []
         for name in sorted({*find_models(self.repositories), *self._models}):
             model = self._models.get(name, Model())
             states: dict[int | None, tuple[str, str]] = dict.fromkeys(model.ready, ("READY", ""))
-            states |= {version: ("UNAVAILABLE", _reason(error)) for version, error in model.unavailable.items()}
+            states |= {version: ("UNAVAILABLE", reason_of(error)) for version, error in model.unavailable.items()}
             for version, (state, reason) in sorted(states.items(), key=lambda row: row[0] or 0):
                 row = {"name": name, "version": "" if version is None else str(version), "state": state}
                 rows.append({**row, "reason": reason} if reason else row)
             if not states:
                 rows.append({"name": name})
-        return rows
+        return [row for row in rows if not only_ready or row.get("state") == "READY"]
+
+    def check_control(self) -> None:
+        """Refuses unless clients may load and unload."""
+        if not self.explicit:
+            raise Refusal(
+                "explicit model load / unload is not allowed if polling is enabled; "
+                "start the server with --model-control-mode=explicit",
+                Code.UNAVAILABLE,
+            )
 
     def adopt(self, version: ModelVersion) -> None:
         """Serve a version that `load_version` gave, beside what is served already."""
@@ -89,27 +146,107 @@ class Server:
             ready = self._models.get(version.name, Model()).ready
             self._models[version.name] = Model({**ready, version.version: version})
 
-    def load(self, name: str) -> None:
-        """Load or reload; when a version fails, none of this load is served, and what was served before stays."""
-        directories = find_models(self.repositories).get(name)
-        if not directories:
+    def load(self, name: str, overrides: Overrides = NONE) -> None:
+        """Load or reload; when a version fails, none of this load is served, and what was served before stays.
+
+        Without overrides nothing is done when the files are those of the last load: also an overridden config stays.
+        """
+        directories = find_models(self.repositories).get(name, [])
+        if not directories and not overrides.files:
             raise Refusal(f"failed to load '{name}', failed to poll from model repository", Code.INTERNAL)
         with self._loading:
-            loaded = _loaded(name, directories, self.options)
-            if loaded.ready or not self._models.get(name, Model()).ready:
+            before = self._models.get(name, Model())
+            seen = None if overrides.files else tuple(each for place in directories for each in fingerprint(place))
+            if before.ready and seen is not None and seen == before.seen and not overrides:
+                return
+            loaded = self._loaded(name, directories, overrides, seen)
+            if loaded.ready or not before.ready:
                 self._models[name] = loaded
+                _let_go(before)
+            else:
+                self._models[name] = replace(before, seen=seen)
+                _let_go(loaded)
         if loaded.unavailable:
-            raise _load_refusal(name, loaded.unavailable)
+            raise load_refusal(name, loaded.unavailable)
         log.info("successfully loaded '%s'", name)
 
+    def changed(self) -> Changes:
+        """What the repositories have otherwise than at the last load."""
+        found = find_models(self.repositories)
+        changed = []
+        for name, places in found.items():
+            seen = tuple(each for place in places for each in fingerprint(place))
+            if name not in self._models or self._models[name].seen != seen:
+                changed.append(name)
+        return Changes(tuple(changed), tuple(name for name in self._models if name not in found))
+
+    def _loaded(self, name: str, directories: list[Path], overrides: Overrides, seen: Fingerprint | None) -> Model:
+        if not overrides:
+            return replace(loaded_model(name, directories, None, self.options, self._load_ensemble), seen=seen)
+        scratch, directory = placed_files(name, overrides)
+        places = [directory] if overrides.files else directories
+        config = directory / "config.pbtxt"
+        loaded = loaded_model(name, places, config, self.options, self._load_ensemble)
+        if overrides.files:
+            return replace(loaded, scratch=scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+        return replace(loaded, seen=seen)
+
     def unload(self, name: str) -> None:
-        """Requests under way finish; a name that is not served is not an error."""
+        """Requests under way finish; a name that is not served is not an error. Ensembles go with their members."""
         with self._loading:
-            self._models.pop(name, None)
+            unloaded = self._models.pop(name, Model())
+            dependent = [of for of, model in self._models.items() if name in _members(model)]
+        _let_go(unloaded)
+        for ensemble in dependent:
+            self.unload(ensemble)
+
+    def _load_ensemble(self, version: int, config: ModelConfig) -> ModelVersion:
+        """Members that are not there are loaded first."""
+        name, path = config.name, self._ensembles_loading
+        if name in path:
+            raise BadEnsemble(f"circular dependency between ensembles: {path[0]} -> ... -> {path[-1]} -> {name}")
+        path.append(name)
+        try:
+            for member in members(config):
+                if not self._models.get(member, Model()).ready:
+                    self._load_member(member)
+            return load_ensemble(version, config, self.find)
+        finally:
+            path.pop()
+
+    def _load_member(self, name: str) -> None:
+        try:
+            self.load(name)
+        except Refusal as refusal:
+            circle = self._models.get(name, Model()).unavailable.get(None)
+            if isinstance(circle, BadEnsemble) and name in self._ensembles_loading:
+                raise circle from None
+            log.error("%s", refusal)
+
+    def close(self) -> None:
+        """Unload everything: requests that wait are executed, and the models say goodbye."""
+        for name in list(self._models):
+            for version in self._models.get(name, Model()).ready.values():
+                version.close()
+            self.unload(name)
+
+    def has_tried(self, name: str) -> bool:
+        return name in self._models
 
     def failures(self) -> dict[str, Exception]:
         """The first thing that went wrong, of each model that is not as it should be."""
         return {name: next(iter(m.unavailable.values())) for name, m in self._models.items() if m.unavailable}
+
+
+def _members(model: Model) -> set[str]:
+    return {member for version in model.ready.values() for member in members(version.config)}
+
+
+def _let_go(model: Model) -> None:
+    """Requests that have found it are answered; it ends with the last who holds it."""
+    if model.scratch is not None:
+        shutil.rmtree(model.scratch, ignore_errors=True)
 
 
 def start(
@@ -131,6 +268,8 @@ def start(
         wanted = found
     absent = [name for name in wanted if name not in found]
     for name in wanted:
+        if server.has_tried(name):
+            continue  # it is a member of an ensemble that came before
         try:
             server.load(name)
         except Refusal as refusal:
@@ -145,40 +284,3 @@ def start(
             "(--exit-on-error=false serves the others)"
         )
     return server
-
-
-def _loaded(name: str, directories: list[Path], options: LoadOptions) -> Model:
-    try:
-        if len(directories) > 1:
-            raise DamagedInput(
-                f"failed to poll model '{name}': not unique across all model repositories, "
-                f"it is in {' and '.join(str(directory.parent) for directory in directories)}"
-            )
-        directory = directories[0]
-        present = find_versions(directory)
-        config = model_config(directory, directory / str(present[0]) if present else None, options)
-        chosen = versions_to_serve(config, present)
-    except (NemoportError, OSError) as error:
-        return Model(unavailable={None: error})
-    ready: dict[int, ModelVersion] = {}
-    unavailable: dict[int | None, Exception] = {}
-    for version in chosen:
-        try:
-            ready[version] = load(directory / str(version), version, config, options)
-        except (NemoportError, OSError) as error:
-            unavailable[version] = error
-    return Model(ready) if not unavailable else Model(unavailable=unavailable)
-
-
-def _load_refusal(name: str, unavailable: Mapping[int | None, Exception]) -> Refusal:
-    whole = unavailable.get(None)
-    if isinstance(whole, NoVersion):
-        return Refusal(f"load failed for model '{name}': {whole}")
-    if whole is not None:
-        return Refusal(f"failed to load '{name}', failed to poll from model repository: {whole}", Code.INTERNAL)
-    states = (f"version {v} is at UNAVAILABLE state: {_reason(why)};" for v, why in unavailable.items())
-    return Refusal(f"load failed for model '{name}': {' '.join(states)}")
-
-
-def _reason(error: Exception) -> str:
-    return f"Invalid argument: {error}"

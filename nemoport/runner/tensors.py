@@ -22,6 +22,7 @@ from nemoport.runner.refusal import Refusal
 Array = NDArray[Any]
 Buffer = bytes | bytearray | memoryview
 
+MOST_DIMS = 64  # of numpy
 _LENGTH = struct.Struct("<I")
 _DEEPEST_JSON = 100  # lists within lists; the limit of Triton's HTTP front end
 

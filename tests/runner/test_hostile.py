@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from nemoport.runner.http.app import infer
-from nemoport.runner.http.exchange import Call
+from nemoport.runner.http.app import infer as infer_async
+from nemoport.runner.http.exchange import Answer, Call
 from nemoport.runner.model import load_version
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.server import Server
@@ -61,6 +63,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
     made.adopt(load_version(write_model(root, "floats", identity(TensorProto.FLOAT, ("b", "n"))), "1"))
     made.adopt(load_version(write_model(root, "texts", identity(TensorProto.STRING, (2, "n"))), "1"))
     return made
+
+
+def infer(server: Server, call: Call) -> Answer:
+    with ThreadPoolExecutor(1) as threads:
+        return asyncio.run(infer_async(server, call, threads))
 
 
 @pytest.mark.parametrize("model", ["floats", "texts"])

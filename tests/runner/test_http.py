@@ -10,7 +10,7 @@ import urllib.request
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ import pytest
 import tritonclient.http as triton
 from onnx import TensorProto
 
-from nemoport.runner.model import ModelVersion, load_version
+from nemoport.runner.jobs import Job, Outcome
+from nemoport.runner.model import load_version
 from nemoport.runner.serve import serving
 from nemoport.runner.server import Server, start
 
@@ -173,6 +174,22 @@ def test_text_and_truth_pass_in_json(address: str) -> None:
     assert infer(address, {"inputs": [text]}, "text").json["outputs"][0]["data"] == ["ab", "zwölf"]
     truth = {"name": "X", "datatype": "BOOL", "shape": [1, 2], "data": [[True, False]]}
     assert infer(address, {"inputs": [truth]}, "truth").json["outputs"][0]["data"] == [True, False]
+
+
+def test_statistics_count_requests_items_and_executions(address: str, client: Any) -> None:
+    (before,) = client.get_inference_statistics("linear", "1")["model_stats"]
+    for rows in (1, 3):
+        x = {"name": "X", "datatype": "FP32", "shape": [rows, 4], "data": [0.0] * 4 * rows}
+        assert ask(address, "/v2/models/linear/versions/1/infer", json.dumps({"inputs": [x]}).encode()).status == 200
+    assert infer(address, {"inputs": []}, "linear/versions/1").status == 400  # as on Triton, it did not come so far
+    (after,) = client.get_inference_statistics("linear", "1")["model_stats"]
+    grown = {name: after[name] - before[name] for name in ("inference_count", "execution_count")}
+    assert grown == {"inference_count": 4, "execution_count": 2}
+    counts = {name: after["inference_stats"][name]["count"] for name in ("success", "fail", "queue", "compute_infer")}
+    assert counts == {"success": 2, "fail": 0, "queue": 2, "compute_infer": 2}
+    assert {row["batch_size"] for row in after["batch_stats"]} == {1, 3}
+    assert len(client.get_inference_statistics()["model_stats"]) == 8
+    assert ask(address, "/v2/models/nope/stats").status == 400
 
 
 def test_an_answer_in_json_is_flat_and_says_so_in_its_headers(address: str) -> None:
@@ -414,7 +431,9 @@ def test_a_body_over_the_limit_is_refused_packed_or_not(address: str, body: byte
     assert "Use --http-max-input-size to increase the limit" in reply.error
 
 
-@pytest.mark.parametrize("packing, body", [("gzip", b"junk"), ("gzip", gzip.compress(b"{}", mtime=0)[:-4]), ("br", b"{}")])
+@pytest.mark.parametrize(
+    "packing, body", [("gzip", b"junk"), ("gzip", gzip.compress(b"{}", mtime=0)[:-4]), ("br", b"{}")]
+)
 def test_packing_that_cannot_be_undone_is_refused(address: str, packing: str, body: bytes) -> None:
     assert ask(address, "/v2/models/simple/infer", body, {"Content-Encoding": packing}).status == 400
 
@@ -453,20 +472,22 @@ def test_an_empty_server_is_ready() -> None:
 class Stalled:
     """A model that answers when told to."""
 
-    def __init__(self, model: ModelVersion) -> None:
+    def __init__(self, directory: Path) -> None:
         self.entered, self.go_on = threading.Event(), threading.Event()
-        self.model = replace(model, execute=self.execute)
-        self.inner = model.execute
+        self.model = load_version(directory, "1")
+        scheduler: Any = self.model.scheduler
+        self.inner, scheduler._run = scheduler._run, self.run
 
-    def execute(self, feeds: Mapping[str, Any], wanted: Sequence[str]) -> list[Any]:
+    def run(self, jobs: Sequence[Job], instance: int) -> Outcome:
         self.entered.set()
         assert self.go_on.wait(20)
-        return self.inner(feeds, wanted)
+        outcome: Outcome = self.inner(jobs, instance)
+        return outcome
 
 
 @pytest.fixture
 def stalled(repository: Path) -> Stalled:
-    return Stalled(load_version(repository / "simple", "1"))
+    return Stalled(repository / "simple")
 
 
 def test_health_is_answered_while_a_model_computes(stalled: Stalled) -> None:
@@ -493,11 +514,13 @@ def test_a_request_under_way_is_answered_before_the_server_ends(stalled: Stalled
 
 
 def test_an_error_of_our_own_is_an_answer_too(stalled: Stalled, caplog: pytest.LogCaptureFixture) -> None:
-    def fail(feeds: Mapping[str, Any], wanted: Sequence[str]) -> list[Any]:
+    def fail(jobs: Sequence[Job], instance: int) -> Outcome:
         raise ZeroDivisionError("of our own")
 
     server = Server()
-    server.adopt(replace(stalled.model, execute=fail))
+    scheduler: Any = stalled.model.scheduler
+    scheduler._run = fail
+    server.adopt(stalled.model)
     with serving(server) as address:
         reply = infer(address, {"inputs": two()})
         assert (reply.status, "of our own" in reply.error) == (500, True)

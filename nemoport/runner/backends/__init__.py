@@ -13,29 +13,39 @@ from typing import Any, Protocol, cast
 from nemoport import plugins
 from nemoport.errors import UnsupportedInput
 from nemoport.runner.instances import Placement
+from nemoport.runner.jobs import Job, Outcome
 from nemoport.runner.signature import TensorSignature
-from nemoport.runner.tensors import Array
 
 
 class Session(Protocol):
-    """A loaded model version. `execute` may be called from several threads at once."""
+    """A loaded model version. `run` is called from a thread per instance, so from several at once."""
+
+    @property
+    def config(self) -> Any:
+        """Triton's ModelConfig message that it runs under."""
 
     @property
     def inputs(self) -> Mapping[str, TensorSignature]: ...
 
     @property
-    def outputs(self) -> Mapping[str, TensorSignature]: ...
+    def outputs(self) -> Mapping[str, TensorSignature]:
+        """What the file itself says of its tensors; empty for a backend whose files say nothing."""
 
-    def execute(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
-        """The wanted outputs, in that order. BYTES are object arrays of `bytes`, both ways."""
+    def run(self, jobs: Sequence[Job], instance: int) -> Outcome:
+        """The wanted outputs of each. BYTES are object arrays of `bytes`, both ways. `merged` makes one of a function
+        from arrays to arrays."""
+
+    def close(self) -> None:
+        """Called once, after the last run."""
 
 
 class Backend(Protocol):
     def gpus(self) -> tuple[int, ...]:
         """The device ids on which this backend could execute here."""
 
-    def load(self, version_directory: Path, config: Any, placement: Placement) -> Session:
-        """Load the file that `config.default_model_filename` names; `config` is Triton's ModelConfig message."""
+    def load(self, version_directory: Path, config: Any, placement: Placement, *, complete: bool) -> Session:
+        """Load the file that `config.default_model_filename` names, and hold it against the config, which is first
+        completed from it where `complete`."""
 
 
 def find_backend(name: str, model: str) -> Backend:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,14 @@ import numpy as np
 import onnxruntime as ort
 
 from nemoport.errors import DamagedInput, MachineError, NemoportError, UnsupportedInput
+from nemoport.runner.batching import merged
+from nemoport.runner.config_rules import check_tensors
 from nemoport.runner.datatypes import BY_NAME, BYTES
+from nemoport.runner.devices import visible_gpus
 from nemoport.runner.instances import Placement
 from nemoport.runner.model_config import ModelConfig
 from nemoport.runner.refusal import Code, Refusal
-from nemoport.runner.signature import TensorSignature
+from nemoport.runner.signature import TensorSignature, check_agreement, completed
 from nemoport.runner.tensors import Array
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -49,13 +51,10 @@ _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 def gpus() -> tuple[int, ...]:
     if _CUDA not in ort.get_available_providers():
         return ()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return tuple(range(len([device for device in visible.split(",") if device.strip() not in ("", "-1")])))
-    return tuple(range(len([node for node in Path("/dev").glob("nvidia*") if node.name[6:].isdigit()])))
+    return visible_gpus()
 
 
-def load(version_directory: Path, config: ModelConfig, placement: Placement) -> OnnxSession:
+def load(version_directory: Path, config: ModelConfig, placement: Placement, *, complete: bool) -> OnnxSession:
     """Load by path, so that external data beside the file is found.
 
     The file may be a directory of the same name that holds the file, as Triton allows for large models.
@@ -79,18 +78,25 @@ def load(version_directory: Path, config: ModelConfig, placement: Placement) -> 
             f"model '{config.name}' is placed on GPU {placement.gpu}, and onnxruntime could not start its CUDA "
             "provider; check the driver and the CUDA libraries, or use KIND_CPU"
         )
-    return OnnxSession(session, config.name)
+    return OnnxSession(session, config, complete=complete)
 
 
 class OnnxSession:
     """`inputs` and `outputs` are the signature of the graph; one session serves any number of threads."""
 
-    def __init__(self, session: Any, model: str) -> None:
-        self.inputs = {node.name: _signature(node, model) for node in session.get_inputs()}
-        self.outputs = {node.name: _signature(node, model) for node in session.get_outputs()}
+    def __init__(self, session: Any, config: ModelConfig, *, complete: bool) -> None:
+        self.inputs = {node.name: _signature(node, config.name) for node in session.get_inputs()}
+        self.outputs = {node.name: _signature(node, config.name) for node in session.get_outputs()}
+        self.config = completed(config, self.inputs, self.outputs) if complete else config
+        check_tensors(self.config)
+        check_agreement(self.config, self.inputs, self.outputs)
         self._session = session
         signature = (*self.inputs.values(), *self.outputs.values())
         self._run = _run_values if any(tensor.datatype is _BF16 for tensor in signature) else _run_arrays
+        self.run = merged(self.execute)
+
+    def close(self) -> None:
+        """onnxruntime frees what it holds with its session."""
 
     def execute(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
         ready = {name: _feed(self.inputs[name], array) for name, array in feeds.items()}

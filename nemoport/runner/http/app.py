@@ -5,33 +5,47 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Executor
+from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import nemoport
+from nemoport.runner.asking import ask, ask_all
 from nemoport.runner.contract import raw_input
+from nemoport.runner.http import generate as generation
 from nemoport.runner.http.exchange import (
     BINARY,
+    EVENTS,
     JSON,
     Answer,
     Call,
+    Stream,
     error_answer,
     json_answer,
     read_body,
     send_answer,
+    send_stream,
     unpacked,
 )
-from nemoport.runner.http.wire import RAW_FORM, format_response, parse_json, parse_request
+from nemoport.runner.http.wire import RAW_FORM, Form, format_response, parse_json, parse_request
+from nemoport.runner.model import ModelVersion
+from nemoport.runner.overrides import overrides_from
 from nemoport.runner.refusal import Code, Refusal
-from nemoport.runner.request import InferRequest
-from nemoport.runner.server import Server
+from nemoport.runner.request import InferRequest, InferResponse
+from nemoport.runner.server import EXTENSIONS, Server
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS = ("model_repository", "model_configuration", "binary_tensor_data", "parameters")
+_SMALL = 2**18  # bytes that are read or written in less time than a thread takes to wake
+_ONE_RESPONSE = (
+    "generate expects model to produce exactly 1 response, use generate stream for model that generates various number "
+    "of responses"
+)
+_Made = TypeVar("_Made")
 _HEADER_LENGTH = b"inference-header-content-length"
 _LONGEST_VERSION = 19  # digits of 2^63
 
@@ -64,96 +78,171 @@ def model_config(server: Server, call: Call) -> Answer:
     return json_answer(server.find(call.model, call.version).config_json())
 
 
-def infer(server: Server, call: Call) -> Answer:
+async def infer(server: Server, call: Call, threads: Executor) -> Answer:
+    """Small bodies are read and written here, large ones in a thread, so that the loop goes on."""
     target = server.find(call.model, call.version)
-    body = unpacked(call)
-    header_length = _header_length(call, len(body))
-    if header_length == 0 and _HEADER_LENGTH in call.headers:
-        request, form = InferRequest((raw_input(body, target.contract),)), RAW_FORM
-    else:
-        request, form = parse_request(body, header_length, call.model)
-    content, json_length = format_response(target.infer(request), form)
-    if json_length is None:
-        return Answer(200, content, (JSON,))
-    return Answer(200, content, (BINARY, (_HEADER_LENGTH, b"%d" % json_length)))
+    if target.decoupled:
+        raise Refusal("HTTP end point doesn't support models with decoupled transaction policy", Code.UNSUPPORTED)
+    request, form = await _aside(threads, len(call.body), _read_infer, target, call)
+    response = await ask(target, request)
+    size = sum(output.array.nbytes for output in response.outputs)
+    return await _aside(threads, size, _written_infer, response, form)
+
+
+async def generate(server: Server, call: Call, threads: Executor) -> Answer:
+    target = server.find(call.model, call.version)
+    request = generation.request_of(unpacked(call), target.contract)
+    answers = [response async for response in ask_all(target, request)]
+    contents = [response.value() for response in answers if response.content is not None]
+    if len(contents) == 1:
+        return json_answer(generation.members(contents[0]))
+    return error_answer(_ONE_RESPONSE, 200)  # 200 is Triton's
+
+
+async def generate_stream(server: Server, call: Call, threads: Executor) -> Answer | Stream:
+    """The status waits for the first response, which may be an error."""
+    target = server.find(call.model, call.version)
+    answers = ask_all(target, generation.request_of(unpacked(call), target.contract))
+    first = await anext(answers)
+    status = first.content.code.http if isinstance(first.content, Refusal) else 200
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        async with aclosing(answers):
+            yield generation.event(first)
+            async for response in answers:
+                yield generation.event(response)
+
+    return Stream(status, events(), (EVENTS,))
+
+
+def log_settings(server: Server, call: Call) -> Answer:
+    return json_answer(server.log_settings.update(parse_json(unpacked(call)) if call.body else {}))
+
+
+def model_statistics(server: Server, call: Call) -> Answer:
+    return json_answer({"model_stats": server.statistics(call.model, call.version)})
 
 
 def repository_index(server: Server, call: Call) -> Answer:
     only_ready = parse_json(unpacked(call)).get("ready", False)
     if not isinstance(only_ready, bool):
         raise Refusal("Invalid value for 'ready': expected a boolean")
-    return json_answer([row for row in server.index() if not only_ready or row.get("state") == "READY"])
+    return json_answer(server.index(only_ready))
 
 
 def load(server: Server, call: Call) -> Answer:
-    _check_control(server)
-    if parse_json(unpacked(call)).get("parameters"):
-        raise Refusal("load parameters are not supported by this server, change the files and load again")
-    server.load(call.model)
+    server.check_control()
+    parameters = parse_json(unpacked(call)).get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise Refusal("Unable to parse 'parameters': attempt to access JSON non-object as object")
+    server.load(call.model, overrides_from(call.model, parameters))
     return Answer()
 
 
 def unload(server: Server, call: Call) -> Answer:
-    _check_control(server)
+    server.check_control()
     parse_json(unpacked(call))
     server.unload(call.model)
     return Answer()
 
 
+async def _aside(threads: Executor, size: int, work: Callable[..., _Made], *arguments: Any) -> _Made:
+    if size <= _SMALL:
+        return work(*arguments)
+    return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+
+
+def _read_infer(target: ModelVersion, call: Call) -> tuple[InferRequest, Form]:
+    body = unpacked(call)
+    header_length = _header_length(call, len(body))
+    if header_length == 0 and _HEADER_LENGTH in call.headers:
+        return InferRequest((raw_input(body, target.contract),)), RAW_FORM
+    return parse_request(body, header_length, call.model)
+
+
+def _written_infer(response: InferResponse, form: Form) -> Answer:
+    content, json_length = format_response(response, form)
+    if json_length is None:
+        return Answer(200, content, (JSON,))
+    return Answer(200, content, (BINARY, (_HEADER_LENGTH, b"%d" % json_length)))
+
+
+Handler = Callable[[Server, Call, Executor], Awaitable[Answer | Stream]]
+
+
+def at_once(handler: Callable[[Server, Call], Answer]) -> Handler:
+    async def answer(server: Server, call: Call, threads: Executor) -> Answer:
+        return handler(server, call)
+
+    return answer
+
+
+def in_thread(handler: Callable[[Server, Call], Answer]) -> Handler:
+    """For a handler that reads files or waits."""
+
+    async def answer(server: Server, call: Call, threads: Executor) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(threads, handler, server, call)
+
+    return answer
+
+
 @dataclass(frozen=True)
 class Route:
-    """`waits` marks a handler that computes or reads files, which goes to a thread."""
-
     pattern: re.Pattern[str]
     method: str
-    handler: Callable[[Server, Call], Answer]
-    waits: bool = False
+    handler: Handler
 
 
 _MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[0-9]+))?"
 ROUTES = (
-    Route(re.compile(_MODEL + "/infer"), "POST", infer, waits=True),
-    Route(re.compile("/v2/health/live"), "GET", live),
-    Route(re.compile("/v2/health/ready"), "GET", ready),
-    Route(re.compile("/v2"), "GET", server_metadata),
-    Route(re.compile(_MODEL + "/ready"), "GET", model_ready),
-    Route(re.compile(_MODEL + "/config"), "GET", model_config),
-    Route(re.compile(_MODEL), "GET", model_metadata),
-    Route(re.compile("/v2/repository/index"), "POST", repository_index, waits=True),
-    Route(re.compile("/v2/repository/models/(?P<model>[^/]+)/load"), "POST", load, waits=True),
-    Route(re.compile("/v2/repository/models/(?P<model>[^/]+)/unload"), "POST", unload, waits=True),
+    Route(re.compile(_MODEL + "/infer"), "POST", infer),
+    Route(re.compile(_MODEL + "/generate"), "POST", generate),
+    Route(re.compile(_MODEL + "/generate_stream"), "POST", generate_stream),
+    Route(re.compile("/v2/logging"), "GET", at_once(log_settings)),
+    Route(re.compile("/v2/logging"), "POST", at_once(log_settings)),
+    Route(re.compile("/v2/health/live"), "GET", at_once(live)),
+    Route(re.compile("/v2/health/ready"), "GET", at_once(ready)),
+    Route(re.compile("/v2"), "GET", at_once(server_metadata)),
+    Route(re.compile("/v2/models/stats"), "GET", at_once(model_statistics)),
+    Route(re.compile(_MODEL + "/stats"), "GET", at_once(model_statistics)),
+    Route(re.compile(_MODEL + "/ready"), "GET", at_once(model_ready)),
+    Route(re.compile(_MODEL + "/config"), "GET", at_once(model_config)),
+    Route(re.compile(_MODEL), "GET", at_once(model_metadata)),
+    Route(re.compile("/v2/repository/index"), "POST", in_thread(repository_index)),
+    Route(re.compile("/v2/repository/models/(?P<model>[^/]+)/load"), "POST", in_thread(load)),
+    Route(re.compile("/v2/repository/models/(?P<model>[^/]+)/unload"), "POST", in_thread(unload)),
 )
 
 
 def application(server: Server, threads: Executor, max_bytes: int) -> ASGIApp:
     """`max_bytes` bounds the body of a request."""
 
-    async def answered(scope: Scope, receive: Receive) -> Answer:
+    async def answered(scope: Scope, receive: Receive) -> Answer | Stream:
+        there = False
         for route in ROUTES:
             if match := route.pattern.fullmatch(scope["path"]):
-                break
+                there = True
+                if scope["method"] == route.method:
+                    break
         else:
-            return error_answer("Not Found", 404)
-        if scope["method"] != route.method:
-            return error_answer("Method Not Allowed", 405)
+            return error_answer("Method Not Allowed", 405) if there else error_answer("Not Found", 404)
+        assert match
         headers = dict(scope["headers"])
         body = await read_body(receive, max_bytes)
         call = _call(match, headers, body, max_bytes)
-        if not route.waits:
-            return route.handler(server, call)
-        return await asyncio.get_running_loop().run_in_executor(threads, route.handler, server, call)
+        return await route.handler(server, call, threads)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            answer = await answered(scope, receive)
+            answer: Answer | Stream = await answered(scope, receive)
         except Refusal as refusal:
-            answer = error_answer(str(refusal), refusal.code.value)
+            answer = error_answer(str(refusal), refusal.code.http)
         except ConnectionError:
             return
         except Exception as error:  # the edge of the server: one request fails, the others go on
             log.exception("%s %s failed", scope["method"], scope["path"])
-            answer = error_answer(f"internal error: {type(error).__name__}: {error}", Code.INTERNAL.value)
-        await send_answer(send, answer)
+            answer = error_answer(f"internal error: {type(error).__name__}: {error}", Code.INTERNAL.http)
+        await (send_answer(send, answer) if isinstance(answer, Answer) else send_stream(send, receive, answer))
 
     return app
 
@@ -177,12 +266,3 @@ def _header_length(call: Call, size: int) -> int:
     if not 0 <= int(said) <= size:
         raise Refusal(f"inference header size should be in range (0, {size}), got: {said}")
     return int(said)
-
-
-def _check_control(server: Server) -> None:
-    if not server.explicit:
-        raise Refusal(
-            "explicit model load / unload is not allowed if polling is enabled; "
-            "start the server with --model-control-mode=explicit",
-            Code.UNAVAILABLE,
-        )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +15,7 @@ from starlette.types import Receive, Send
 from nemoport.runner.refusal import Code, Refusal
 
 JSON = (b"content-type", b"application/json")
+EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 BINARY = (b"content-type", b"application/octet-stream")
 _PATIENCE = 16  # times the limit
 _WINDOWS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
@@ -36,12 +39,26 @@ class Answer:
     headers: tuple[tuple[bytes, bytes], ...] = field(default=())
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An answer whose end is not known when it begins."""
+
+    status: int
+    parts: AsyncGenerator[bytes, None]
+    headers: tuple[tuple[bytes, bytes], ...] = field(default=())
+
+
 def json_answer(value: Any) -> Answer:
-    return Answer(200, json.dumps(value, separators=(",", ":")).encode(), (JSON,))
+    return Answer(200, as_json(value), (JSON,))
 
 
 def error_answer(message: str, status: int) -> Answer:
-    return Answer(status, json.dumps({"error": message}).encode(), (JSON,))
+    return Answer(status, as_json({"error": message}), (JSON,))
+
+
+def as_json(value: Any) -> bytes:
+    """Without spaces, and with text as it is; halves of surrogate pairs, which UTF-8 has not, as a question mark."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
 
 
 async def read_body(receive: Receive, max_bytes: int) -> bytes:
@@ -69,6 +86,33 @@ async def send_answer(send: Send, answer: Answer) -> None:
     length = (b"content-length", b"%d" % len(answer.body))
     await send({"type": "http.response.start", "status": answer.status, "headers": [*answer.headers, length]})
     await send({"type": "http.response.body", "body": answer.body})
+
+
+async def send_stream(send: Send, receive: Receive, stream: Stream) -> None:
+    """Ends, and ends what makes the parts, when the client has gone."""
+    await send({"type": "http.response.start", "status": stream.status, "headers": list(stream.headers)})
+    left = asyncio.create_task(_left(receive))
+    try:
+        async with aclosing(stream.parts) as parts:
+            while True:
+                part = asyncio.ensure_future(anext(parts, None))
+                await asyncio.wait({part, left}, return_when=asyncio.FIRST_COMPLETED)
+                if left.done():
+                    part.cancel()
+                    await asyncio.wait([part])
+                    return
+                if (content := await part) is None:
+                    break
+                if content:
+                    await send({"type": "http.response.body", "body": content, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        left.cancel()
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue
 
 
 def unpacked(call: Call) -> bytes:

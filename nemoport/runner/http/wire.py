@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemoport.runner.datatypes import BY_NAME
+from nemoport.runner.http.exchange import as_json
 from nemoport.runner.refusal import Refusal
 from nemoport.runner.request import InferRequest, InferResponse, InputTensor
-from nemoport.runner.tensors import Buffer, from_json, show, to_json, to_raw
+from nemoport.runner.tensors import MOST_DIMS, Buffer, from_json, show, to_json, to_raw
 
 _LARGEST_DIM = 2**63 - 1
-_MOST_DIMS = 64  # of numpy
 _MISSING: Any = object()
 _KINDS = {dict: "object", list: "array", str: "string", bool: "boolean"}
 _NOT_UNSIGNED = "attempt to access JSON non-unsigned-integer as unsigned-integer"
@@ -92,10 +92,13 @@ def format_response(response: InferResponse, form: Form) -> tuple[bytes, int | N
         else:
             entry["data"] = to_json(tensor.datatype, tensor.array, tensor.name)
         outputs.append(entry)
-    fields = {"model_name": response.model_name, "model_version": str(response.model_version), "outputs": outputs}
+    fields: dict[str, Any] = {"model_name": response.model_name, "model_version": str(response.model_version)}
+    if response.parameters:
+        fields["parameters"] = dict(response.parameters)
+    fields["outputs"] = outputs
     if response.id:
         fields = {"id": response.id, **fields}
-    head = json.dumps(fields, separators=(",", ":")).encode()
+    head = as_json(fields)
     return (b"".join((head, *tails)), len(head)) if tails else (head, None)
 
 
@@ -135,8 +138,8 @@ def _shape(entry: Mapping[str, Any], name: str) -> tuple[int, ...]:
     dims = _member(entry, "shape", list)
     if any(type(dim) is not int or not 0 <= dim <= _LARGEST_DIM for dim in dims):
         raise Refusal(f"Unable to parse 'shape': {_NOT_UNSIGNED}")
-    if len(dims) > _MOST_DIMS:
-        raise Refusal(f"invalid shape for input '{name}': {len(dims)} dimensions, at most {_MOST_DIMS} are supported")
+    if len(dims) > MOST_DIMS:
+        raise Refusal(f"invalid shape for input '{name}': {len(dims)} dimensions, at most {MOST_DIMS} are supported")
     if math.prod(dims) > _LARGEST_DIM:
         raise Refusal(
             f"invalid shape for input '{name}': shape {show(dims)} causes total element count to exceed "

@@ -1,0 +1,140 @@
+"""What a model version has done so far, as `GET .../stats` and the metrics tell it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from threading import Lock
+from typing import Any
+
+from nemoport.runner.jobs import Deliver, Job, Outcome, Reply
+from nemoport.runner.refusal import Code, Refusal
+
+_PHASES = ("compute_input", "compute_infer", "compute_output")
+_OF_REQUEST = ("success", "fail", "queue", *_PHASES, "cache_hit", "cache_miss")
+_OF_RESPONSE = ("compute_infer", "compute_output", "success", "fail", "empty_response", "cancel")
+
+
+class Failure(Enum):
+    """Why a request failed, as the label `reason` of a metric has it."""
+
+    REJECTED = "REJECTED"
+    CANCELED = "CANCELED"
+    BACKEND = "BACKEND"
+    OTHER = "OTHER"
+
+
+_REASONS = {Code.UNAVAILABLE: Failure.REJECTED, Code.CANCELLED: Failure.CANCELED}
+
+
+@dataclass(slots=True)
+class Duration:
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int) -> None:
+        self.count += 1
+        self.ns += ns
+
+
+def _durations(names: Sequence[str]) -> dict[str, Duration]:
+    return {name: Duration() for name in names}
+
+
+@dataclass
+class Statistics:
+    last_inference: int = 0
+    """Milliseconds since 1970."""
+    inference_count: int = 0
+    execution_count: int = 0
+    requests: dict[str, Duration] = field(default_factory=lambda: _durations(_OF_REQUEST))
+    batches: dict[int, dict[str, Duration]] = field(default_factory=dict)
+    responses: dict[int, dict[str, Duration]] = field(default_factory=dict)
+    failures: Counter[Failure] = field(default_factory=Counter)
+    pending: int = 0
+    """Requests that wait to be executed."""
+    _lock: Lock = field(default_factory=Lock)
+
+    def queued(self) -> None:
+        with self._lock:
+            self.pending += 1
+
+    def taken(self, count: int) -> None:
+        with self._lock:
+            self.pending -= count
+
+    def dropped(self, job: Job, refusal: Refusal) -> None:
+        """It waited, and will not be executed."""
+        with self._lock:
+            self.pending -= 1
+            self._failed(time.monotonic_ns() - job.queued, _REASONS.get(refusal.code, Failure.OTHER))
+
+    def refused(self, refusal: Refusal) -> None:
+        """It did not come as far as the queue."""
+        with self._lock:
+            self._failed(0, _REASONS.get(refusal.code, Failure.OTHER))
+
+    def executed(self, jobs: Sequence[Job], outcome: Outcome, began: int, ended: int) -> None:
+        """One execution: every request of it is charged its whole time, as Triton does."""
+        spent = (outcome.infer_began - began, outcome.infer_ended - outcome.infer_began, ended - outcome.infer_ended)
+        with self._lock:
+            self.last_inference = time.time_ns() // 1_000_000
+            good = 0
+            for job, reply in zip(jobs, outcome.replies, strict=True):
+                if isinstance(reply, Refusal):
+                    self._failed(ended - job.queued, Failure.BACKEND)
+                    continue
+                good += job.items
+                self.requests["success"].add(ended - job.queued)
+                self.requests["queue"].add(began - job.queued)
+                for phase, ns in zip(_PHASES, spent, strict=True):
+                    self.requests[phase].add(ns)
+            self.inference_count += good
+            self.execution_count += 1
+            of_batch = self.batches.setdefault(sum(job.items for job in jobs), _durations(_PHASES))
+            for phase, ns in zip(_PHASES, spent, strict=True):
+                of_batch[phase].add(ns)
+
+    def counted(self, deliver: Deliver) -> Deliver:
+        """The same, and each response of the request is counted, by its place among them."""
+        index, before = 0, time.monotonic_ns()
+
+        def count(reply: Reply | None, last: bool) -> None:
+            nonlocal index, before
+            now = time.monotonic_ns()
+            outcome = "empty_response" if reply is None else "fail" if isinstance(reply, Refusal) else "success"
+            with self._lock:
+                row = self.responses.setdefault(index, _durations(_OF_RESPONSE))
+                row[outcome].add(now - before)
+                if reply is not None:
+                    row["compute_infer"].add(now - before)
+                    row["compute_output"].add(0)
+            index, before = index + 1, now
+            deliver(reply, last)
+
+        return count
+
+    def as_json(self, name: str, version: int) -> dict[str, Any]:
+        with self._lock:
+            return {
+                "name": name,
+                "version": str(version),
+                "last_inference": self.last_inference,
+                "inference_count": self.inference_count,
+                "execution_count": self.execution_count,
+                "inference_stats": _shown(self.requests),
+                "response_stats": {str(index): _shown(row) for index, row in sorted(self.responses.items())},
+                "batch_stats": [{"batch_size": size, **_shown(row)} for size, row in sorted(self.batches.items())],
+                "memory_usage": [],
+            }
+
+    def _failed(self, ns: int, reason: Failure) -> None:
+        self.requests["fail"].add(ns)
+        self.failures[reason] += 1
+
+
+def _shown(durations: dict[str, Duration]) -> dict[str, Any]:
+    return {name: asdict(duration) for name, duration in durations.items()}
