@@ -24,6 +24,7 @@ def names(room: str) -> tuple[str, ...]:
     return tuple(sorted(found | {point.name for point in entry_points(group=room)}))
 
 
+@cache
 def load(room: str, name: str) -> ModuleType:
     """Import one plug-in, a third party may replace one of ours."""
     if name not in names(room):

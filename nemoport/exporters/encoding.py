@@ -190,15 +190,16 @@ def bits(tensor: LazyTensor) -> bytes:
     return tensor.dtype.encode() + out.tobytes()
 
 
-def spread(stored: str, tensor: Encoded, dialect: str, dtype: str) -> Iterator[tuple[str, LazyTensor]]:
-    """The names and tensors that store a quantized weight in a dialect; `stored` is the name it would have plain.
-    `dtype` is that of what has to be made up."""
+def spread(stored: str, tensor: Encoded, dialect: str, dtype: str) -> Iterator[tuple[str, LazyTensor, str]]:
+    """The names and tensors that store a quantized weight in a dialect, and what was made up; `stored` is the name it
+    would have plain, `dtype` that of what has to be made up."""
     linear = stored.removesuffix(NUMBERS)
     for each, form in tensor.encoding.in_dialect(dialect):
         found = tensor.field(each, dtype) if form.always else tensor.fields.get(each.name)
         if found is not None:
             found = viewed(found, form.dtype or found.dtype)
-            yield linear + form.suffix, single(found) if form.single else found
+            made = "" if each.name in tensor.fields else f"{each.neutral} throughout, its {each.name} being absent"
+            yield linear + form.suffix, single(found) if form.single else found, made
 
 
 @dataclass(frozen=True)

@@ -65,15 +65,13 @@ def _said(where: str, said: Mapping[str, Any], producer: Mapping[str, Any]) -> Q
     groups = _table(_table(_table(said.get("config_groups")).get("group_0")).get("weights"))
     group = said.get("group_size") or groups.get("group_size")
     excluded = said.get("exclude_modules") or said.get("ignore") or ()
-    if not (group is None or (type(group) is int and group > 0)) or not isinstance(excluded, list | tuple):
-        raise DamagedInput(f"{where} says group_size {group!r} and excludes {excluded!r}; copy the checkpoint again")
     return Quantization(
         where=where,
         producer=" ".join(str(word) for word in words if word),
         algorithm=_word(said.get("quant_algo") or method),
         kv_cache=_word(said.get("kv_cache_quant_algo") or _table(said.get("kv_cache_scheme")).get("type")),
-        group=group,
-        excluded=tuple(str(pattern) for pattern in excluded),
+        group=group if type(group) is int and group > 0 else None,  # GPTQ says -1 for none
+        excluded=tuple(map(str, excluded)) if isinstance(excluded, list | tuple) else (),
     )
 
 

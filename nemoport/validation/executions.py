@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,9 @@ from nemoport.exporters import source
 from nemoport.exporters.adapters import huggingface as peft
 from nemoport.exporters.dequantized import all_dequantized
 from nemoport.exporters.dtypes import real
+from nemoport.exporters.encoding import Encoded
 from nemoport.exporters.targets.trtllm import attention_windows
+from nemoport.exporters.tensor import LazyTensor
 from nemoport.reference import rank_files
 from nemoport.runner.client import Client
 from nemoport.runner.model import LoadOptions, load_version
@@ -64,6 +66,7 @@ def huggingface(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
         by=f"the reference on {reference.device()}, from config.json and safetensors",
         holds=weights.of_model(model),
         logits=lambda prompt: ask(runs, prompt),
+        notes=_not_rounded(model.tensors),
     )
 
 
@@ -84,7 +87,7 @@ def ranks(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
         by=f"the reference on {reference.device()}, simulating {world} ranks from config.json and rank files",
         holds=weights.of_ranks(found, subject.artifact.spec),
         logits=lambda prompt: ask(runs, prompt),
-        notes=(given,) if told else (),
+        notes=(*((given,) if told else ()), *_not_rounded(found.ranks[0])),
     )
 
 
@@ -107,6 +110,14 @@ def served_graph(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
                 computes_in=subject.artifact.dtype,
                 notes=loaded.notes,
             )
+
+
+def _not_rounded(tensors: Mapping[str, LazyTensor]) -> tuple[str, ...]:
+    """What is not seen of a quantization: only weights are executed as they are stored."""
+    encoded = (tensor for tensor in tensors.values() if isinstance(tensor, Encoded))
+    if not any("input_scale" in tensor.fields for tensor in encoded):
+        return ()
+    return ("the runtime rounds the inputs of quantized linears too; here they were not, only their scales compared",)
 
 
 EXECUTIONS: dict[str, Callable[[Subject, LoadOptions], AbstractContextManager[Execution]]] = {

@@ -18,6 +18,7 @@ import resource
 import shutil
 import sys
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -211,10 +212,15 @@ def damaged(content: bytes, name: str, bits: random.Random) -> bytes:
     """Changed in one to eight places, where its structure is rather than its numbers."""
     if not content:
         return bits.randbytes(9)
+    if name.endswith((".pt", ".ckpt")) and bits.random() < 0.5:
+        return _packed_again(content, bits)
     found = bytearray(content)
     for _ in range(bits.choice((1, 1, 1, 2, 3, 8))):
         at = min(_place(found, name, bits), len(found))
         length = bits.choice((1, 2, 4, 8, 16, 64, 512))
+        if content[:1] == b"\x80" and bits.random() < 0.6:
+            found = _other_number(found, at, bits)
+            continue
         match bits.randrange(9):
             case 0 if at < len(found):
                 found[at] ^= 1 << bits.randrange(8)
@@ -237,6 +243,35 @@ def damaged(content: bytes, name: str, bits: random.Random) -> bytes:
                 other = _place(found, name, bits)
                 found[at : at + length] = found[other : other + length]
     return bytes(found)
+
+
+def _packed_again(content: bytes, bits: random.Random) -> bytes:
+    """An archive of torch.save, its pickle damaged or a member lost, doubled or named otherwise. Its sums are right."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(out, "w") as again:
+        names = archive.namelist()
+        chosen = (
+            next(name for name in names if name.endswith("data.pkl")) if bits.random() < 0.7 else bits.choice(names)
+        )
+        for name in names:
+            inside = archive.read(name)
+            if name == chosen and name.endswith("data.pkl"):
+                inside = damaged(inside, "pickle", bits)
+            elif name == chosen:
+                inside, name = bits.choice(((inside[:-1], name), (inside * 2, name), (inside, f"{name}0")))
+            again.writestr(name, inside)
+    return out.getvalue()
+
+
+def _other_number(content: bytearray, at: int, bits: random.Random) -> bytearray:
+    """The next number of a pickle, of one, two or four bytes, is another."""
+    widths = {ord("K"): 1, ord("M"): 2, ord("J"): 4}
+    start = next((place for place in range(at, len(content)) if content[place] in widths), None)
+    if start is not None:
+        width = widths[content[start]]
+        number = bits.choice((bytes(width), b"\1" + bytes(width - 1), b"\xff" * width, bits.randbytes(width)))
+        content[start + 1 : start + 1 + width] = number
+    return content
 
 
 def _place(content: bytearray, name: str, bits: random.Random) -> int:

@@ -41,44 +41,44 @@ E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
-def fp8(w: Tensor, amax: Tensor) -> tuple[Fields, Tensor]:
+def fp8(w: Tensor, amax: Tensor, linear: str) -> tuple[Fields, Tensor]:
     scale = amax / 448
     weight = (w / scale).to(torch.float8_e4m3fn)
     return {"weight": weight, "weight_scale": scale, "input_scale": torch.tensor(0.25)}, weight.float() * scale
 
 
-def int8(w: Tensor, amax: Tensor) -> tuple[Fields, Tensor]:
+def int8(w: Tensor, amax: Tensor, linear: str) -> tuple[Fields, Tensor]:
     scale = w.abs().amax(1) / 127
     weight = (w / scale[:, None]).round().to(torch.int8)
     return {"weight": weight, "weight_scale": scale}, weight.float() * scale[:, None]
 
 
-def int8_sq(w: Tensor, amax: Tensor) -> tuple[Fields, Tensor]:
+def int8_sq(w: Tensor, amax: Tensor, linear: str) -> tuple[Fields, Tensor]:
     before = torch.linspace(0.5, 2, w.shape[1]).bfloat16()
-    fields, numbers = int8(w / before, amax)
+    fields, numbers = int8(w / before, amax, linear)
     more = {"pre_quant_scale": before, "input_scale": torch.tensor(1 / 127)}
     return fields | more, numbers * before
 
 
 def _int4(w: Tensor) -> tuple[Fields, Tensor]:
-    scale = w.unflatten(1, (-1, 128)).abs().amax(2) / 7
+    scale = w.reshape(len(w), -1, 128).abs().amax(2) / 7
     whole = scale.repeat_interleave(128, 1)
     q = (w / whole).round().clamp(-8, 7).to(torch.int32)
     return {"weight": ((q[0::2] & 15) | (q[1::2] & 15) << 4).to(torch.uint8), "weight_scale": scale}, q * whole
 
 
-def int4_awq(w: Tensor, amax: Tensor) -> tuple[Fields, Tensor]:
-    """Rows are as many as the inputs, or twice as many: here that says whether a norm feeds the layer."""
-    if w.shape[0] != SPEC.hidden_size:
+def int4_awq(w: Tensor, amax: Tensor, linear: str) -> tuple[Fields, Tensor]:
+    """Where a norm feeds the layer, its weight has the pre-scale."""
+    if linear not in ("o_proj", "down_proj"):
         return _int4(w)
     before = torch.linspace(0.5, 2, w.shape[1]).bfloat16()
     fields, numbers = _int4(w / before)
     return fields | {"pre_quant_scale": before}, numbers * before
 
 
-def nvfp4(w: Tensor, amax: Tensor) -> tuple[Fields, Tensor]:
+def nvfp4(w: Tensor, amax: Tensor, linear: str) -> tuple[Fields, Tensor]:
     whole = amax / (6 * 448)
-    scale = (w.unflatten(1, (-1, 16)).abs().amax(2) / (6 * whole)).clamp(2**-9, 448).to(torch.float8_e4m3fn)
+    scale = (w.reshape(len(w), -1, 16).abs().amax(2) / (6 * whole)).clamp(2**-9, 448).to(torch.float8_e4m3fn)
     each = scale.float().repeat_interleave(16, 1) * whole
     code = (w / each)[..., None].sub(E2M1).abs().argmin(-1).to(torch.uint8)
     fields = {"weight": code[:, 0::2] | code[:, 1::2] << 4, "weight_scale": scale, "weight_scale_2": whole}
@@ -87,7 +87,7 @@ def nvfp4(w: Tensor, amax: Tensor) -> tuple[Fields, Tensor]:
 
 @dataclass(frozen=True)
 class Method:
-    quantize: Callable[[Tensor, Tensor], tuple[Fields, Tensor]]
+    quantize: Callable[[Tensor, Tensor, str], tuple[Fields, Tensor]]
     said: dict[str, Any]
 
 
@@ -125,7 +125,7 @@ def save(path: Path, method: str, spec: ModelSpec = SPEC, *, shared: bool = True
         head, linear, _ = name.rsplit(".", 2)
         group = next((group for group in FUSED if linear in group), (linear,)) if shared else (linear,)
         amax = torch.stack([plain[f"{head}.{each}.weight"].abs().max() for each in group]).max()
-        fields, numbers[name] = METHODS[method].quantize(w, amax)
+        fields, numbers[name] = METHODS[method].quantize(w, amax, linear)
         stored |= {f"{head}.{linear}.{suffix}": tensor for suffix, tensor in fields.items()}
         if kv_cache and linear in ("k_proj", "v_proj"):
             stored[f"{head}.{linear}.{linear[0]}_scale"] = torch.tensor(0.5)

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,19 @@ def test_the_manifest_names_the_quantization_and_the_ledger_every_scale(twins: d
     )
 
 
+def test_a_pre_scale_that_is_in_a_norm_is_written_as_ones_and_the_ledger_says_so(
+    twins: dict[str, Twin], tmp_path: Path
+) -> None:
+    out = converted(twins["int4_awq"].path, "trtllm", tmp_path / "out")
+    rows = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
+    made = {
+        row["target"]: row["transform"] for row in rows if row.get("target", "").endswith("prequant_scaling_factor")
+    }
+    at = "transformer.layers.0"
+    assert made[f"{at}.attention.qkv.prequant_scaling_factor"] == "1.0 throughout, its pre_scale being absent"
+    assert made[f"{at}.mlp.proj.prequant_scaling_factor"] == ""
+
+
 def test_inspect_names_the_quantization(twins: dict[str, Twin]) -> None:
     facts = json.loads(command("inspect", twins["nvfp4"].path, "--json").stdout)
     assert (facts["quantization"]["algorithm"], facts["quantization"]["group"]) == ("NVFP4", 16)
@@ -87,7 +101,7 @@ def test_fields_stand_for_the_numbers_that_torch_computes(method: str, twins: di
     for name, tensor in model.tensors.items():
         wanted = twins[method].numbers[model.sources[name][0]].float().numpy()
         if isinstance(tensor, Encoded):
-            np.testing.assert_allclose(read(dequantized(tensor)), wanted, rtol=1e-6, atol=0)
+            np.testing.assert_allclose(read(dequantized(tensor)).astype(np.float32), wanted, rtol=1e-6, atol=0)
             middle = read(cut(cut(dequantized(tensor), 0, 3, 8), 1, 17, 130 if wanted.shape[1] > 130 else 120))
             np.testing.assert_array_equal(middle, read(dequantized(tensor))[3:8, 17 : 17 + middle.shape[1]])
             seen += 1
@@ -221,9 +235,11 @@ def test_onnx_and_another_dtype_are_refused(method: str, twins: dict[str, Twin],
 def test_what_trtllm_cannot_load_is_refused(twins: dict[str, Twin], tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "quantizes plain weights to W8A16 itself" in refused(twins["int8"].path, "--to", "trtllm", "-o", out)
-    assert "256 heads at tp=4, which do not divide by 512" in refused(
-        twins["int4_awq"].path, "--to", "trtllm", "--tp", 4, "-o", out
-    ).replace("hidden", "heads")
+    at_four = refused(twins["int4_awq"].path, "--to", "trtllm", "--tp", 4, "-o", out)
+    assert "with 128 inputs to an element of its scale, and cannot be cut at inputs 0 to 64" in at_four
+    odd = save(tmp_path / "odd", "int4_awq", replace(SPEC, hidden_size=384))
+    at_two = refused(odd.path, "--to", "trtllm", "--tp", 2, "-o", out)
+    assert "384 hidden at tp=2, which do not divide by 256" in at_two
     cached = save(tmp_path / "cached", "fp8", SMALL, kv_cache=True)
     assert "scales for k and v apart" in refused(cached.path, "--to", "trtllm", "-o", out)
     assert not out.exists()
@@ -308,12 +324,13 @@ def test_a_plain_linear_that_is_excluded_is_passed_on(twins: dict[str, Twin], tm
     ],
 )
 def test_what_was_passed_on_validates(
-    method: str, to: str, plan: dict[str, int], twins: dict[str, Twin], tmp_path: Path
+    method: str, to: str, plan: dict[str, Any], twins: dict[str, Twin], tmp_path: Path
 ) -> None:
     out = converted(twins[method].path, to, tmp_path / "out", **plan)
     report = validate(Request(subject=out))
     assert report.passed, report
     assert len(report.checks) > 3
+    assert any("rounds the inputs" in note for note in report.notes) == (method not in ("int4_awq", "int8"))
 
 
 def reciprocal(name: str) -> Callable[[Opened], None]:
@@ -375,7 +392,7 @@ def test_modelopts_own_checkpoint_is_passed_on_byte_for_byte(method: str, apart:
     model, base = source.model(path), source.model(Path(FIXTURES) / "trtllm/hf/mo_llama")
     for name, tensor in model.tensors.items():
         if isinstance(tensor, Encoded) and (apart or name.endswith(("attn.o.weight", "ffn.down.weight"))):
-            ours, theirs = read(dequantized(tensor)), read(base.tensors[name]).astype(np.float32)
+            ours, theirs = (read(each).astype(np.float32) for each in (dequantized(tensor), base.tensors[name]))
             assert np.linalg.norm(ours - theirs) < (apart or 0.16) * np.linalg.norm(theirs), name
 
 
@@ -419,11 +436,16 @@ def _gathered(ranks: list[dict[str, Tensor]], method: str) -> dict[str, Tensor]:
                 axis = by_input if name in ("attention.dense", "mlp.proj") else by_output
                 each = [rank[f"{at}{name}.{field}"] for rank in ranks]
                 each = [part.view(torch.uint8) if part.element_size() == 1 else part for part in each]
-                shares = [part.split([len(part) // 2, len(part) // 4, len(part) // 4]) for part in each]
                 for index, linear in enumerate(linears):
-                    parts = [share[index] for share in shares] if len(linears) > 1 and axis is not None else each
+                    parts = [_rows(part, index) for part in each] if len(linears) > 1 and axis is not None else each
                     whole = torch.cat(parts, axis) if axis is not None else parts[0]
                     if method == "fp8":
                         whole = whole.view(torch.float8_e4m3fn) if field == "weight" else whole.reshape(())
                     stored[f"{ours}{linear}.{suffix}"] = whole.contiguous().clone()
     return stored
+
+
+def _rows(fused: Tensor, index: int) -> Tensor:
+    """Those of q, of k or of v: twice as many heads ask as are asked."""
+    start, stop = ((0, 2), (2, 3), (3, 4))[index]
+    return fused[start * len(fused) // 4 : stop * len(fused) // 4]

@@ -20,7 +20,7 @@ from nemoport.exporters import source
 from nemoport.exporters.tensor import Held, LazyTensor, read
 from nemoport.spec import tensors
 
-from .commands import artifact_of, converted
+from .commands import artifact_of, command, contents, converted
 from .made import SPECS, config, save_torch_dist, stored, torch_tensor
 
 SPEC = SPECS["llama"]["plain"]
@@ -81,6 +81,16 @@ def test_an_artifact_holds_them_and_says_so(prefix: str, tmp_path: Path) -> None
     assert set(used.values()) == {"float32"}
     skipped = {row["source"]: row["rule"] for row in rows if row.get("fate") == "skipped"}
     assert set(skipped) == {f"{name} (bfloat16)" for name in used} | {"optimizer.state.exp_avg.output_layer.weight"}
+
+
+def test_the_command_takes_them(tmp_path: Path) -> None:
+    masters = _masters()
+    path = _saved(tmp_path / "saved", {f"{PREFIX}{name}": each for name, each in _named(masters).items()}, masters)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    out = tmp_path / "out"
+    arguments = ("convert", path, "--to", "hf", "--config", tmp_path / "config.json", "--weights", "optimizer")
+    assert command(*arguments, "-o", out).exit_code == 0
+    assert contents(out) == contents(converted(path, "hf", tmp_path / "function", config=CONFIG, weights="optimizer"))
 
 
 def test_casting_them_gives_another_artifact_than_the_model(tmp_path: Path) -> None:

@@ -166,6 +166,7 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., object]] = {
 def unpickle(content: bytes, what: str) -> Any:
     """The pickle as inert data. `what` names it in errors: PolicyError for a global that is not on the allow-list,
     DamagedInput for bytes that are no pickle."""
+    _check_memo(content, what)
     try:
         return _Restricted(io.BytesIO(content), what).load()
     except PolicyError:
@@ -183,6 +184,35 @@ def unpickle(content: bytes, what: str) -> Any:
         raise DamagedInput(f"{what} is not a readable pickle ({error}); copy the checkpoint again") from error
     except (MemoryError, RecursionError) as error:
         raise DamagedInput(f"{what} asks for more memory or depth than a checkpoint needs; it is damaged") from error
+
+
+_ARGUMENTS = {ord(each.code): each.arg.n if each.arg else 0 for each in pickletools.opcodes}
+"""Bytes after each opcode; below zero, pickletools' words for a line or for a size of so many bytes that goes before."""
+_SIZES = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4, pickletools.TAKEN_FROM_ARGUMENT4U: 4}
+_SIZES |= {pickletools.TAKEN_FROM_ARGUMENT8U: 8}
+_LINES = {ord("i"): 2, ord("c"): 2}
+"""Opcodes of more lines than one."""
+_STOP, _PUT, _LONG_PUT = b".pr"
+
+
+def _check_memo(content: bytes, what: str) -> None:
+    """No object is memoized under a number that there can be no so many objects for: pickle makes room up to it."""
+    at, size = 0, len(content)
+    while at < size and (opcode := content[at]) != _STOP:
+        after = at + 1
+        length = _ARGUMENTS.get(opcode, 0)
+        if opcode == _LONG_PUT and int.from_bytes(content[after : after + 4], "little") > size // 2:
+            raise DamagedInput(f"{what} numbers more objects than it can hold; copy the checkpoint again")
+        if length >= 0:
+            at = after + length
+        elif width := _SIZES.get(length):
+            at = after + width + int.from_bytes(content[after : after + width], "little")
+        else:
+            for _ in range(_LINES.get(opcode, 1)):
+                at = content.find(b"\n", after) + 1 or size
+                line, after = content[after:at], at
+            if opcode == _PUT and (not line.strip().isdigit() or len(line) > 10 or int(line) > size // 2):
+                raise DamagedInput(f"{what} numbers more objects than it can hold; copy the checkpoint again")
 
 
 def survey(content: bytes) -> tuple[tuple[str, ...], bool]:

@@ -32,7 +32,7 @@ from nemoport.exporters.formats.shards import tiled
 from nemoport.exporters.formats.structured import stored_mapping
 from nemoport.exporters.formats.torch_dist import Contents
 from nemoport.exporters.formats.tree import Tree
-from nemoport.exporters.tensor import Buffer, LazyTensor, Store, stored
+from nemoport.exporters.tensor import Buffer, LazyTensor, Span, Store, stored
 
 INDEX = ".zarray"
 _OBJECT = re.compile(r".+/shard_[^/]*\.pt")
@@ -48,8 +48,10 @@ _TYPES = {
 }
 _LARGEST = 4 * 2**30
 """Bytes of the largest compressed chunk, once decompressed."""
-_KEPT = 256 * 2**20
-"""Bytes of decompressed chunks kept; one is, however large."""
+_KEPT = 352 * 2**20
+"""Bytes of decompressed chunks kept, within the default cap on memory; one is, however large."""
+
+_PIECE = 2**20
 
 Decode = Callable[[Buffer, int], Buffer]
 """Compressed bytes and their number decompressed -> as many."""
@@ -154,7 +156,8 @@ class _Chunks:
         self._lock = Lock()
         self._kept: OrderedDict[int, tuple[object, Buffer]] = OrderedDict()
 
-    def get(self, owner: object, size: int, decompress: Callable[[], Buffer]) -> Buffer:
+    def get(self, owner: object, size: int, decompress: Callable[[], Buffer], span: Span) -> Buffer:
+        """Some of the bytes of a chunk; a copy, so that nobody holds on to a chunk that is not kept."""
         key = id(owner)
         with self._lock:
             if key not in self._kept:
@@ -162,7 +165,7 @@ class _Chunks:
                     self._kept.popitem(last=False)
                 self._kept[key] = owner, decompress()
             self._kept.move_to_end(key)
-            return self._kept[key][1]
+            return bytes(memoryview(self._kept[key][1])[slice(*span)])
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ class _Compressed:
         return self.compressed.name
 
     def view(self, start: int, stop: int) -> Buffer:
-        return memoryview(self.chunks.get(self, self.size, self._whole))[start:stop]
+        return self.chunks.get(self, self.size, self._whole, (start, stop))
 
     def _whole(self) -> Buffer:
         found = self.decode(self.compressed.view(0, self.compressed.size), self.size)
@@ -201,12 +204,17 @@ def _decoder(key: str, compressor: Any) -> Decode | None:
 
 
 def _inflate(content: Buffer, size: int) -> Buffer:
-    """No more than is wanted, whatever the stream holds."""
-    inflater = zlib.decompressobj(wbits=47)  # either header
+    """No more than is wanted, whatever the stream holds, and piece by piece, so that it is in memory once."""
+    inflater, out, at, left = zlib.decompressobj(wbits=47), bytearray(size), 0, content  # either header
     try:
-        return inflater.decompress(content, size + 1)
+        while piece := inflater.decompress(left, _PIECE):
+            if at + len(piece) > size:
+                return b""
+            out[at : at + len(piece)] = piece
+            at, left = at + len(piece), inflater.unconsumed_tail
     except zlib.error as error:
         raise DamagedInput(f"a compressed chunk is damaged ({error}); copy the checkpoint again") from error
+    return memoryview(out) if at == size else b""
 
 
 def _numcodecs(name: str) -> Decode:

@@ -36,7 +36,8 @@ def output(model: Model, plan: Plan) -> Output:
         parts = tuple(part.name for part in binding.parts)
         tensor = binding.join([model.tensors[name] for name in parts])
         if isinstance(tensor, Encoded):
-            slots.extend(Slot(*named, parts) for named in spread(binding.stored, tensor, DIALECT, dtype))
+            fields = spread(binding.stored, tensor, DIALECT, dtype)
+            slots.extend(Slot(name, each, parts, made) for name, each, made in fields)
             continue
         kept = cast(tensor, plan.dtype or tensor.dtype)
         slots.append(Slot(binding.stored, kept, parts, f"cast to {plan.dtype}" if kept is not tensor else ""))

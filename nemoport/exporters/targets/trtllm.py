@@ -15,7 +15,7 @@ from nemoport.artifact import json_bytes
 from nemoport.errors import UnsupportedInput
 from nemoport.exporters import configs
 from nemoport.exporters.checkpoint import Model, Output, Quantized, Slot, TensorFile
-from nemoport.exporters.encoding import Encoded, check_shared, spread
+from nemoport.exporters.encoding import SCALAR, Encoded, check_shared, spread
 from nemoport.exporters.formats import safetensors, tokenizer
 from nemoport.exporters.layouts import PLUS_ONE, Layout
 from nemoport.exporters.rules import Binding, Column, written
@@ -34,7 +34,7 @@ DIALECT = "trtllm"
 """In which quantized weights are written."""
 LOADS = ("TensorRT-LLM 0.8 to 1.2 (trtllm-build)", "NIM 1.x")
 SHARED = (("ffn.gate.weight", "ffn.up.weight"),)
-"""Weights of a layer that are stored apart and must have the same scales: TensorRT-LLM may fuse them."""
+"""Weights of a layer that are stored apart and must agree on what is one number: TensorRT-LLM may fuse them."""
 GROUPED = 64
 """The least that sizes of group-wise int4 layers are padded to on each rank, and the loader then refuses the file
 (layers.py of tensorrt_llm 0.16, WeightOnlyGroupwiseQuantLinear); groups larger than this count instead."""
@@ -88,7 +88,8 @@ def _rank(model: Model, table: Column, plan: Plan, dtype: str, rank: int) -> Ten
         if isinstance(joined, Encoded):
             _check_grouped(binding, joined, plan.tp)
             what = _transform(model, parts, binding.layout, joined.dtype)
-            slots.extend(Slot(*named, names, what) for named in spread(binding.stored, joined, DIALECT, dtype))
+            fields = spread(binding.stored, joined, DIALECT, dtype)
+            slots.extend(Slot(name, each, names, made or what) for name, each, made in fields)
             continue
         what = _transform(model, parts, binding.layout, dtype)
         slots.append(Slot(binding.stored, cast(joined, dtype), names, what))
@@ -168,7 +169,7 @@ def _check_quantized(model: Model, quantized: Quantized) -> None:
             found_here = [model.tensors.get(f"layers.{index}.{name}") for name in names]
             if len(encoded_here := [tensor for tensor in found_here if isinstance(tensor, Encoded)]) == len(names):
                 for each in quantized.encoding.fields:
-                    if not each.has_rows:
+                    if each.follows == SCALAR:
                         check_shared(each, encoded_here)
 
 
