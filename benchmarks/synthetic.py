@@ -75,7 +75,7 @@ def write(directory: Path, shape: Shape, tp: int, seed: int = 1) -> int:
     for file in files:
         file.close()
     with (directory / ".metadata").open("wb") as index:
-        pickle.dump(Metadata(entries, None, places), index)
+        pickle.dump(Metadata({**entries}, None, places), index)
     (directory / "metadata.json").write_text('{"sharded_backend": "torch_dist", "sharded_backend_version": 1}')
     directory.with_suffix(".json").write_text(json.dumps(shape.config))
     return total

@@ -31,7 +31,7 @@ def reader(path: Path) -> tuple[str, ModuleType]:
     if not (chosen := {name: module for name, module in found.items() if name not in wrapped}):
         raise UnsupportedInput(
             f"{path} is no checkpoint that nemoport reads; it looked for "
-            + "; ".join(f"{module.LOOKS_FOR} ({name})" for name, module in plugins.load_all(READERS).items())
+            + ", ".join(f"{module.LOOKS_FOR} ({name})" for name, module in plugins.load_all(READERS).items())
         )
     assert len(chosen) == 1, f"{sorted(chosen)} all recognise {path}"
     return next(iter(chosen.items()))

@@ -187,8 +187,12 @@ def unpickle(content: bytes, what: str) -> Any:
 
 
 _ARGUMENTS = {ord(each.code): each.arg.n if each.arg else 0 for each in pickletools.opcodes}
-"""Bytes after each opcode; below zero, pickletools' words for a line or for a size of so many bytes that goes before."""
-_SIZES = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4, pickletools.TAKEN_FROM_ARGUMENT4U: 4}
+"""Bytes after each opcode; below zero, pickletools' words for a line or for a size of so many bytes before the data."""
+_SIZES = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+}
 _SIZES |= {pickletools.TAKEN_FROM_ARGUMENT8U: 8}
 _LINES = {ord("i"): 2, ord("c"): 2}
 """Opcodes of more lines than one."""

@@ -15,6 +15,7 @@ megatron/core/dist_checkpointing/strategies/zarr.py.
 
 from __future__ import annotations
 
+import mmap
 import re
 import zlib
 from collections import OrderedDict
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from nemoport.errors import DamagedInput, MissingPackage, UnsupportedInput
-from nemoport.exporters.dtypes import DTYPES, Words, itemsize, words
+from nemoport.exporters.dtypes import DTYPES, itemsize
 from nemoport.exporters.formats.shards import tiled
 from nemoport.exporters.formats.structured import stored_mapping
 from nemoport.exporters.formats.torch_dist import Contents
@@ -48,7 +49,7 @@ _TYPES = {
 }
 _LARGEST = 4 * 2**30
 """Bytes of the largest compressed chunk, once decompressed."""
-_KEPT = 352 * 2**20
+_KEPT = 224 * 2**20
 """Bytes of decompressed chunks kept, within the default cap on memory; one is, however large."""
 
 _PIECE = 2**20
@@ -203,9 +204,14 @@ def _decoder(key: str, compressor: Any) -> Decode | None:
     raise UnsupportedInput(f"{key} is compressed by {str(codec)[:80]}; nemoport reads zlib, gzip, blosc, zstd and lz4")
 
 
+def _room(size: int) -> memoryview:
+    """Memory that goes back at once: chunks are as large as the allocator likes to keep."""
+    return memoryview(mmap.mmap(-1, max(size, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))[:size]
+
+
 def _inflate(content: Buffer, size: int) -> Buffer:
     """No more than is wanted, whatever the stream holds, and piece by piece, so that it is in memory once."""
-    inflater, out, at, left = zlib.decompressobj(wbits=47), bytearray(size), 0, content  # either header
+    inflater, out, at, left = zlib.decompressobj(wbits=47), _room(size), 0, content  # either header
     try:
         while piece := inflater.decompress(left, _PIECE):
             if at + len(piece) > size:
@@ -214,7 +220,7 @@ def _inflate(content: Buffer, size: int) -> Buffer:
             at, left = at + len(piece), inflater.unconsumed_tail
     except zlib.error as error:
         raise DamagedInput(f"a compressed chunk is damaged ({error}); copy the checkpoint again") from error
-    return memoryview(out) if at == size else b""
+    return out if at == size else b""
 
 
 def _numcodecs(name: str) -> Decode:
@@ -228,12 +234,12 @@ def _numcodecs(name: str) -> Decode:
     def decode(content: Buffer, size: int) -> Buffer:
         if promised(bytes(content[:32]), len(content)) != size:
             raise DamagedInput(f"a chunk compressed by {name} promises other than its {size} bytes; copy it again")
-        out: Words = np.empty(size, words("uint8"))
+        out = _room(size)
         try:
-            codec.decode(np.frombuffer(content, np.uint8), out)
+            codec.decode(np.frombuffer(content, np.uint8), np.frombuffer(out, np.uint8))
         except (RuntimeError, ValueError) as error:
             raise DamagedInput(f"a compressed chunk is damaged ({error}); copy the checkpoint again") from error
-        return memoryview(out.data).cast("B")
+        return out
 
     return decode
 

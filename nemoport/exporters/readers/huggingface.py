@@ -14,7 +14,7 @@ from nemoport.exporters.formats.tree import Directory, Tree
 from nemoport.exporters.tensor import Files, LazyTensor
 
 WRAPS: tuple[str, ...] = ()
-LOOKS_FOR = "config.json with model.safetensors or its index"
+LOOKS_FOR = "config.json with safetensors"
 NEEDED = ()
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _BUFFERS = ".rotary_emb.inv_freq"

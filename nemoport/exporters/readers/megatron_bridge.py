@@ -13,7 +13,7 @@ from nemoport.exporters.formats.structured import mapping
 from nemoport.exporters.readers.torch_dist import checkpoint
 
 WRAPS = ("torch_dist", "torch_dcp", "zarr", "megatron_lm")
-LOOKS_FOR = "a distributed checkpoint with run_config.yaml"
+LOOKS_FOR = "run_config.yaml"
 NEEDED = (distributed.INDEX,)
 files = distributed.tree
 _CONFIG = "run_config.yaml"

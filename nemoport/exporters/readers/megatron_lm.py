@@ -13,7 +13,7 @@ from nemoport.exporters.formats.tree import Directory
 from nemoport.exporters.readers.torch_dist import checkpoint
 
 WRAPS = ("torch_dist", "zarr")
-LOOKS_FOR = "a distributed checkpoint whose common.pt holds the arguments of Megatron-LM"
+LOOKS_FOR = "common.pt with Megatron-LM's arguments"
 NEEDED = (distributed.INDEX, "common.pt")
 files = distributed.tree
 _COMMON = "common.pt"

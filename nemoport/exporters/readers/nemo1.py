@@ -22,7 +22,7 @@ from nemoport.exporters.tensor import Store
 
 WRAPS = ("torch_dist", "torch_dcp", "zarr", "megatron_lm")
 CONFIG, WEIGHTS, WHOLE = "model_config.yaml", "model_weights", "model_weights.ckpt"
-LOOKS_FOR = "a .nemo file, or model_config.yaml with model_weights.ckpt or model_weights/"
+LOOKS_FOR = "a .nemo archive, or its model_config.yaml"
 NEEDED = (WHOLE, f"*p_rank_*/{WHOLE}", f"{WEIGHTS}/{distributed.INDEX}")
 _RANK = re.compile(rf"(?:tp_rank_(\d{{2,4}})_pp_rank_(\d{{3,5}})|mp_rank_(\d{{2,4}}))/{re.escape(WHOLE)}")
 _FIRST = 2**20

@@ -15,7 +15,7 @@ from nemoport.exporters.formats.tree import Directory, Tree
 from nemoport.exporters.readers.torch_dist import checkpoint
 
 WRAPS = ("torch_dist", "torch_dcp", "zarr", "megatron_lm")
-LOOKS_FOR = "a distributed checkpoint with context/model.yaml or io.json"
+LOOKS_FOR = "weights/ beside context/"
 NEEDED = (distributed.INDEX, f"*/{distributed.INDEX}")
 
 

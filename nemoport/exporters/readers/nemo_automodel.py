@@ -29,7 +29,7 @@ from nemoport.exporters.readers import huggingface, torch_dcp
 from nemoport.exporters.tensor import Files, LazyTensor
 
 WRAPS = ("huggingface", "torch_dcp")
-LOOKS_FOR = "epoch_*_step_*/model with shard-*.safetensors, consolidated/ or .metadata"
+LOOKS_FOR = "epoch_*_step_*/model"
 NEEDED = (distributed.INDEX, "*.distcp/args")
 _FORMAT, _WRITER = "nemo_automodel", "NeMo AutoModel"
 _EPOCH = re.compile(r"epoch_\d+_step_(\d+)")

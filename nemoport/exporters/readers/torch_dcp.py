@@ -20,7 +20,7 @@ from nemoport.exporters.readers import huggingface
 from nemoport.exporters.readers.torch_dist import checkpoint
 
 WRAPS: tuple[str, ...] = ()
-LOOKS_FOR = ".metadata with .distcp files alone"
+LOOKS_FOR = ".metadata with .distcp files"
 NEEDED = (distributed.INDEX, "*.distcp/args")
 files = distributed.tree
 _ARGUMENTS = "args"

@@ -12,7 +12,7 @@ from nemoport.exporters.formats.torch_dist import Contents
 from nemoport.exporters.formats.tree import Directory, Tree
 
 WRAPS: tuple[str, ...] = ()
-LOOKS_FOR = ".metadata with common.pt or metadata.json"
+LOOKS_FOR = ".metadata with common.pt"
 NEEDED = (distributed.INDEX,)
 files = distributed.tree
 

@@ -11,7 +11,7 @@ from nemoport.exporters.formats import distributed
 from nemoport.exporters.readers.torch_dist import checkpoint
 
 WRAPS: tuple[str, ...] = ()
-LOOKS_FOR = "directories of tensors with .zarray"
+LOOKS_FOR = "directories with .zarray"
 NEEDED = ()
 files = distributed.tree
 
