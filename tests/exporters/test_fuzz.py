@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from nemoport.errors import NemoportError
+from nemoport.errors import DamagedInput, NemoportError
 from nemoport.exporters import source
+from nemoport.exporters.formats.unpickle import unpickle
 
 from .fixtures import HUGGINGFACE, LLAMA, LLAMA_GQA, Fixture
 
@@ -91,6 +92,15 @@ def test_an_enormous_number_costs_no_time(key: str) -> None:
         with pytest.raises(NemoportError):
             source.model(LLAMA_GQA, {key: number})
         assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02]r\xff\xff\xff\x7f.", b"(lp2000000000\n."], ids=["binary", "text"])
+def test_a_pickle_that_numbers_too_many_objects_is_refused_before_room_is_made(content: bytes) -> None:
+    """Python's unpickler makes an array up to that number, and fills it."""
+    began = time.monotonic()
+    with pytest.raises(DamagedInput, match="more objects than it can hold"):
+        unpickle(content, "it")
+    assert time.monotonic() - began < 1
 
 
 def _model(path: Path, config: Any, what: str) -> None:

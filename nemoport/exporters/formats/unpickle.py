@@ -11,9 +11,10 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,7 +169,8 @@ def unpickle(content: bytes, what: str) -> Any:
     DamagedInput for bytes that are no pickle."""
     _check_memo(content, what)
     try:
-        return _Restricted(io.BytesIO(content), what).load()
+        with _without_warnings():
+            return _Restricted(io.BytesIO(content), what).load()
     except PolicyError:
         raise
     # A damaged pickle can fail anywhere in the interpreter of its opcodes, with any of these.
@@ -219,6 +221,14 @@ def _check_memo(content: bytes, what: str) -> None:
                 raise DamagedInput(f"{what} numbers more objects than it can hold; copy the checkpoint again")
 
 
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Python warns of escapes in strings that mean nothing, for whoever writes them in source."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def survey(content: bytes) -> tuple[tuple[str, ...], bool]:
     """The globals beyond the allow-list that a pickle names, read from its opcodes, and whether it is whole: nothing is
     built. Of a file of torch.save from before 1.6, which is five pickles and then numbers, of all five."""
@@ -239,7 +249,7 @@ def _surveyed(file: io.BytesIO) -> tuple[tuple[str, ...], bool]:
     found: dict[tuple[str, str], None] = {}
     top: object = None
     whole = False
-    with suppress(ValueError, OverflowError):  # of a damaged pickle, what was seen so far counts
+    with _without_warnings(), suppress(ValueError, OverflowError):  # of a damaged pickle, what was seen so far counts
         for opcode, argument, _ in pickletools.genops(file):
             match opcode.name:
                 case "MEMOIZE":
