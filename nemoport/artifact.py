@@ -4,9 +4,9 @@
     ledger.jsonl    one line for each tensor: where it came from, what was done to it, its digest
     manifest.json   kind, model, plan, signature, source, producer, and the size and digest of every file above
 
-The manifest is written last and lists everything that counts; the same inputs give the same bytes. Three more files
-may lie in the directory without being part of it: `origin.json` tells this machine where the source checkpoint was,
-`report.json` is the verdict of `validate`, and `golden.npz` the source's answers it was compared with.
+The manifest is written last and lists everything that counts; the same inputs give the same bytes. Two more files may
+lie in the directory without being part of it: `origin.json` tells this machine where the source checkpoint was, and
+`report.json` is the verdict of `validate`.
 
 Digests are BLAKE3, which is as fast as copying: of a whole file, as `b3sum` prints it, or for a file of tensors of its
 header and of each tensor, taken while they stream and listed in the ledger, whose own digest the manifest holds.
@@ -27,7 +27,7 @@ from nemoport import __version__
 from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.spec import ModelSpec, Plan, spec_from_json, to_json
 
-MANIFEST, LEDGER, ORIGIN, REPORT, GOLDEN = "manifest.json", "ledger.jsonl", "origin.json", "report.json", "golden.npz"
+MANIFEST, LEDGER, ORIGIN, REPORT = "manifest.json", "ledger.jsonl", "origin.json", "report.json"
 SCHEMA = 1
 
 

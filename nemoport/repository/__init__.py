@@ -8,5 +8,5 @@ repository.staging/
   classifier/                    a model that was never live; a server in its default mode refuses to start on a
                                  repository with a model that has no version to serve
 repository.evidence/
-  support-8b/7/                  what is known of a version: manifest, ledger, verdict, the source's answers
+  support-8b/7/                  what is known of a version: manifest, ledger, verdict, origin
 """

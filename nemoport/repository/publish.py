@@ -21,7 +21,7 @@ from nemoport.repository.versions import (
     state,
 )
 
-EVIDENCE = (artifact.MANIFEST, artifact.LEDGER, artifact.ORIGIN, artifact.REPORT, artifact.GOLDEN)
+EVIDENCE = (artifact.MANIFEST, artifact.LEDGER, artifact.ORIGIN, artifact.REPORT)
 """What is known of a version, and no server needs."""
 
 

@@ -73,12 +73,12 @@ def test_a_number_is_never_used_twice(tmp_path: Path, repository: Path) -> None:
     assert publish(tmp_path / "b", repository, "m").version == 3
 
 
-def test_a_verdict_and_golden_outputs_come_along(tmp_path: Path, repository: Path) -> None:
+def test_a_verdict_and_the_origin_come_along(tmp_path: Path, repository: Path) -> None:
     made = make_artifact(tmp_path / "a")
     write_verdict(made)
-    (made / artifact.GOLDEN).write_bytes(b"golden")
+    (made / artifact.ORIGIN).write_bytes(b"{}")
     evidence = publish(made, repository, "m").evidence
-    assert {artifact.REPORT, artifact.GOLDEN} <= {path.name for path in evidence.iterdir()}
+    assert {artifact.REPORT, artifact.ORIGIN} <= {path.name for path in evidence.iterdir()}
 
 
 def test_an_artifact_that_differs_from_its_manifest_leaves_nothing(tmp_path: Path, repository: Path) -> None:
@@ -187,7 +187,7 @@ def _publish_to_a_mount(tmp_path: Path, options: str, repository: str) -> tuple[
     """The error's sentence, and what is left on the small file system."""
     made, mount = make_artifact(tmp_path / "a"), tmp_path / "mount"
     mount.mkdir()
-    (made / artifact.GOLDEN).write_bytes(bytes(100_000))
+    (made / artifact.ORIGIN).write_bytes(bytes(100_000))
     inside = f'mount -t tmpfs -o {options} none "{mount}" && exec "$0" "$@"'
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inside, sys.executable]
     if not shutil.which("unshare") or subprocess.run([*command, "-c", ""], capture_output=True, check=False).returncode:
