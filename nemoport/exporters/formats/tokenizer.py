@@ -95,11 +95,15 @@ def _varint(model: bytes, at: int) -> tuple[int, int]:
 def _listed(vocab: Any) -> dict[str, int]:
     """BPE and WordPiece list token: id; Unigram lists [token, score] in the order of ids."""
     if isinstance(vocab, list):
-        vocab = {row[0]: index for index, row in enumerate(vocab) if isinstance(row, list) and row}
+        named = ((index, row[0]) for index, row in enumerate(vocab) if isinstance(row, list) and row)
+        vocab = {token: index for index, token in named if isinstance(token, str)}
     if not isinstance(vocab, dict) or not all(type(number) is int for number in vocab.values()):
         raise DamagedInput("the tokenizer's vocabulary is no table of ids; copy the tokenizer again")
     return vocab
 
 
 def _added(rows: Any) -> dict[str, int]:
-    return {row["content"]: row["id"] for row in rows if isinstance(row, dict) and type(row.get("id")) is int}
+    if not isinstance(rows, list | tuple):
+        raise DamagedInput("the tokenizer's added tokens are no list; copy the tokenizer again")
+    named = [row for row in rows if isinstance(row, dict) and isinstance(row.get("content"), str)]
+    return {row["content"]: row["id"] for row in named if type(row.get("id")) is int}
