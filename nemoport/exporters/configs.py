@@ -7,7 +7,9 @@ that follow from that alone, and rows for the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from nemoport.errors import DamagedInput, UnsupportedInput
@@ -157,6 +159,19 @@ class Dialect:
                 config |= row.write(value)
         return config
 
+    def unknown(self, config: Config) -> list[str]:
+        """The keys that say something of a model and that no mark or row looks at."""
+        asked = _Asked(config)
+        self.mismatches(asked)
+        words: Words = {**PLAIN, **self.fixed}
+        for row in self.rows:
+            with suppress(DamagedInput, UnsupportedInput, *_ODD):
+                read = row.read(asked, words)
+                words |= read if isinstance(row, Together) else {row.word: read}
+        said = [key for key, value in config.items() if value not in (None, False, 0, "", [], {})]
+        known = asked.keys_asked | self.constants.keys()
+        return [key for key in said if key not in known and not any(fnmatchcase(key, odd) for odd in _OF_NO_MODEL)]
+
     def saying(self, words: Words) -> dict[str, Any] | None:
         """The config that says exactly these words, if there is one: what is written must read back equal."""
         try:
@@ -164,6 +179,36 @@ class Dialect:
             return config if config and not self.mismatches(config) and self.read(config) == words else None
         except DamagedInput:  # a word that has no value in this dialect
             return None
+
+
+_OF_NO_MODEL = (
+    "*dropout*",
+    "*token*",
+    "*dtype*",
+    "*init*",
+    "_*",
+    "*version*",
+    "auto_map",
+    "use_cache",
+    "architectures",
+)
+"""Keys of configs that training, generation and storage have."""
+
+
+class _Asked(dict[str, Any]):
+    """A config that remembers which of its keys were looked at."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.keys_asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.keys_asked.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.keys_asked.add(key)
+        return super().__getitem__(key)
 
 
 def read(family: str, dialects: Sequence[Dialect], config: Config) -> ModelSpec:

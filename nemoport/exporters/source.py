@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +12,7 @@ from nemoport import plugins
 from nemoport.errors import DamagedInput, UnsupportedInput, UsageError
 from nemoport.exporters import configs, lora, masters
 from nemoport.exporters.checkpoint import Checkpoint, Model
+from nemoport.exporters.configs import Dialect
 from nemoport.exporters.encoding import Gathered
 from nemoport.exporters.formats import tokenizer
 from nemoport.exporters.quantized import check_description, gathered, quantization
@@ -151,7 +152,7 @@ def column(family: str, naming: str, instead: str) -> Column:
 
 def _family(naming: str, config: Mapping[str, Any]) -> tuple[str, Column]:
     """The family whose marks the config bears, else an error with the nearest one and what differs."""
-    nearest: tuple[tuple[bool, int], str, list[str]] | None = None
+    nearest: tuple[tuple[bool, int], str, list[str], Dialect] | None = None
     for family, module in plugins.load_all(FAMILIES).items():
         if (found := module.COLUMNS.get(naming)) is None:
             continue
@@ -159,13 +160,21 @@ def _family(naming: str, config: Mapping[str, Any]) -> tuple[str, Column]:
             if not (differs := dialect.mismatches(config)):
                 return family, found
             distance = bool(dialect.marks[0].differs(config)), len(differs)
-            nearest = min((distance, family, differs), nearest or (distance, family, differs))
+            if nearest is None or distance < nearest[0]:
+                nearest = distance, family, differs, dialect
     if nearest is None:
         raise UnsupportedInput(f"no family reads {naming} names")
+    _, family, differs, dialect = nearest
+    unknown = dialect.unknown(config)
+    its = f", which does not know {_some(unknown)}" if unknown else ""
     raise UnsupportedInput(
-        f"the config matches no family; the nearest is {nearest[1]}, but {'; '.join(nearest[2])}; "
+        f"the config matches no family; the nearest is {family}{its}, but {'; '.join(differs)}; "
         "correct it with --config FILE, or supply a family as an entry point"
     )
+
+
+def _some(keys: Sequence[str], most: int = 8) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more keys" if len(keys) > most else "")
 
 
 def _with_vocabulary(spec: ModelSpec, stored: Checkpoint, column: Column, policy: VocabPolicy) -> ModelSpec:
