@@ -168,6 +168,7 @@ def convert(
 @click.option("--model", metavar="NAME", help="The model, when a repository is validated.")
 @click.option("--version", metavar="VERSION", help="7 or staging-7; default: the newest.")
 @click.option("--allow-cpu-fallback", is_flag=True, help="Run a model that asks for a GPU on the CPU, and say so.")
+@click.option("--report", "report_in", type=PATH, metavar="DIR", help="Leave report.json, junit.xml and report.html.")
 @json_option
 def validate(
     subject: Path,
@@ -177,9 +178,13 @@ def validate(
     model: str | None,
     version: str | None,
     allow_cpu_fallback: bool,
+    report_in: Path | None,
     as_json: bool,
 ) -> None:
-    """Run it, compare it with the source checkpoint, print a verdict and store it as report.json."""
+    """Run it, compare it with the source checkpoint, print a verdict and store it as report.json.
+
+    Of a repository without --model: every model, the live ones also served and asked over HTTP, gRPC and SSE.
+    """
     from nemoport import show, validation
 
     with show.working("validating"):
@@ -192,9 +197,11 @@ def validate(
             adapter=adapter,
             allow_cpu_fallback=allow_cpu_fallback,
         )
-        report = validation.validate(request)
-    show.json(report.as_json()) if as_json else show.report(report)
-    if not report.passed:
+        found = validation.run(request)
+        if report_in is not None:
+            validation.documents.write(found, report_in)
+    show.json(found.as_json()) if as_json else show.validation(found)
+    if not found.passed:
         sys.exit(1)
 
 

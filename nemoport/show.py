@@ -14,7 +14,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from nemoport.exporters.convert import Row
-    from nemoport.validation import Report
+    from nemoport.validation.report import Check, Report, Service, Summary
 
 _out = Console(highlight=False)
 if not _out.is_terminal:  # a log or a pipe has no width, and a line in it is a line
@@ -106,18 +106,45 @@ def table(found: Sequence[Mapping[str, Any]]) -> None:
     _out.print(grid)
 
 
-def report(found: Report) -> None:
+def validation(found: Summary) -> None:
+    for section in found.sections:
+        if section.service:
+            _service(section.model, section.service)
+        if section.answers:
+            _answers(section.answers)
+    if len(found.sections) > 1:
+        table([{"model": each.model, "verdict": _verdict(each.passed)} for each in found.sections])
+    _out.print(f"[{'green' if found.passed else 'red'}]{_verdict(found.passed)}")
+
+
+def _answers(found: Report) -> None:
     pairs([("subject", f"{found.subject} ({found.kind})"), ("executed by", found.executed_by)])
+    _checks(found.checks)
+    for note in found.notes:
+        line(f"note: {note}")
+
+
+def _service(model: str, found: Service) -> None:
+    measured = [f"loaded in {found.load_seconds:.2f} s"] * (found.load_seconds is not None)
+    measured += [f"{found.memory / 2**20:.0f} MiB more"] if found.memory is not None else []
+    measured += [f"first answer {1e3 * found.first_seconds:.1f} ms"] if found.first_seconds is not None else []
+    measured += [f"{name} {1e3 * value:.2f} ms" for name, value in found.percentiles.items()]
+    pairs([("model", model), ("served", ", ".join(measured) or "not at all")])
+    _checks(found.checks)
+
+
+def _checks(found: Sequence[Check]) -> None:
     grid = Table("", "check", "of its bound", "found", box=None, header_style="bold", pad_edge=False)
-    for check in found.checks:
+    for check in found:
         mark = "[green]ok[/green]" if check.passed else "[red]FAILED[/red]"
         used = "" if check.used is None else f"{check.used:.0%}" if check.used < 100 else "beyond"
         said = check.found if check.passed else f"{check.found}; needed: {check.needed}"
         grid.add_row(mark, escape(check.name), used, escape(said))
     _out.print(grid)
-    for note in found.notes:
-        line(f"note: {note}")
-    _out.print("[green]passed[/green]" if found.passed else "[red]failed[/red]")
+
+
+def _verdict(passed: bool) -> str:
+    return "passed" if passed else "failed"
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def test_the_road_from_a_checkpoint_to_a_served_model(tmp_path: Path) -> None:
     assert (seen["format"], seen["family"]) == ("torch_dist", "llama")
 
     said("convert", MCORE, "--config", CONFIG, "--to", "onnx", "--dtype", "float32", "-o", first)
-    assert said("validate", first) == json.loads((first / "report.json").read_bytes())
+    assert said("validate", first)["models"][0]["answers"] == json.loads((first / "report.json").read_bytes())
 
     bare = tmp_path / "bare"
     said("convert", MCORE, "--config", CONFIG, "--to", "onnx", "--dtype", "float32", "-o", bare)

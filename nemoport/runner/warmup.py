@@ -25,7 +25,7 @@ def warm_up(config: ModelConfig, contract: Contract, model: Path, run: Run, inst
     """Every sample on every instance; one that fails is an error of the model. Answers go nowhere."""
     for sample in config.model_warmup:
         try:
-            request = InferRequest(tuple(_tensors(sample, contract, model)), id=f"warmup {sample.name}")
+            request = InferRequest(tuple(inputs_of(sample, config, model)), id=f"warmup {sample.name}")
             feeds = accept(request, contract)
             for _ in range(max(sample.count, 1)):
                 for instance in range(instances):
@@ -39,13 +39,14 @@ def warm_up(config: ModelConfig, contract: Contract, model: Path, run: Run, inst
             ) from None
 
 
-def _tensors(sample: Any, contract: Contract, model: Path) -> list[InputTensor]:
+def inputs_of(sample: Any, config: ModelConfig, model: Path) -> list[InputTensor]:
+    """What a `model_warmup` of the config sends; its files lie in the model's `warmup`."""
     tensors = []
     for name, given in sorted(sample.inputs.items()):
         datatype, dims = BY_CONFIG.get(data_type(given)), tuple(given.dims)
         if datatype is None or any(dim < 1 for dim in dims):
             raise Refusal(f"input '{name}' needs a data_type and dims without -1")
-        batch = (max(sample.batch_size, 1),) if contract.max_batch_size else ()
+        batch = (max(sample.batch_size, 1),) if config.max_batch_size else ()
         one = _data(given, name, dims, model)
         array = np.broadcast_to(one.reshape(dims), (*batch, *dims)) if batch else one.reshape(dims)
         tensors.append(InputTensor(name, datatype, array.shape, np.ascontiguousarray(array)))

@@ -22,6 +22,29 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Service:
+    """How a model met its clients, on the runner. Seconds and bytes; None where it was not measured."""
+
+    checks: tuple[Check, ...]
+    load_seconds: float | None = None
+    memory: int | None = None
+    """Resident bytes that the server grew by."""
+    first_seconds: float | None = None
+    latencies: tuple[float, ...] = ()
+    """Of requests after the first, one at a time."""
+
+    @property
+    def percentiles(self) -> dict[str, float]:
+        """The nearest latency at or above each rank; none where nothing was timed."""
+        ordered = sorted(self.latencies)
+        return {f"p{rank}": ordered[math.ceil(rank / 100 * len(ordered)) - 1] for rank in (50, 95, 99) if ordered}
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     subject: str
     kind: str
@@ -32,6 +55,8 @@ class Report:
     checks: tuple[Check, ...]
     noise_floor: Mapping[str, Distance] = field(default_factory=dict)
     """By prompt: the source itself, computed in the artifact's dtype."""
+    layers: Mapping[str, float] = field(default_factory=dict)
+    """What the artifact's dtype does to the source: the relative error of what enters each layer."""
     notes: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -41,6 +66,55 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         return {"passed": self.passed, **_finite(asdict(self))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One model of a repository: compared with its source where nemoport made it, served where it is live."""
+
+    model: str
+    answers: Report | None = None
+    service: Service | None = None
+
+    @property
+    def passed(self) -> bool:
+        parts = [part.passed for part in (self.answers, self.service) if part]
+        return bool(parts) and all(parts)
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        return tuple(check for part in (self.service, self.answers) if part for check in part.checks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Everything that one validation found."""
+
+    subject: str
+    sections: tuple[Section, ...]
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.sections) and all(section.passed for section in self.sections)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "passed": self.passed,
+            "subject": self.subject,
+            "models": [
+                {
+                    "model": section.model,
+                    "passed": section.passed,
+                    "service": _as_json(section.service) if section.service else None,
+                    "answers": section.answers.as_json() if section.answers else None,
+                }
+                for section in self.sections
+            ],
+        }
+
+
+def _as_json(service: Service) -> dict[str, Any]:
+    return {"passed": service.passed, **_finite(asdict(service)), "latency_seconds": service.percentiles}
 
 
 def _finite(value: Any) -> Any:

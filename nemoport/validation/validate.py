@@ -14,8 +14,9 @@ from nemoport import __version__, artifact, reference
 from nemoport.errors import DamagedInput, InputError, UnsupportedInput, UsageError
 from nemoport.exporters import source
 from nemoport.exporters.checkpoint import Model
+from nemoport.exporters.tensor import LazyTensor
 from nemoport.runner.model import LoadOptions
-from nemoport.validation import checks
+from nemoport.validation import checks, layers
 from nemoport.validation.checks import Expected
 from nemoport.validation.executions import EXECUTIONS, KEEP, Execution, ask
 from nemoport.validation.measures import distance
@@ -77,12 +78,15 @@ def _report(subject: Subject, model: Model, options: LoadOptions) -> Report:
             refused = Check(name="it loads", passed=False, found=str(error), needed="a model that answers")
             return replace(report, checks=(whole, same, refused))
         known = min(model.spec.max_positions, subject.artifact.spec.max_positions)
-        expected = _expected(model, execution, prompts(replace(model.spec, max_positions=known), execution.batch))
+        asked = prompts(replace(model.spec, max_positions=known), execution.batch)
+        held = rounded(model, execution.holds)
+        expected = _expected(model, held, execution, asked)
         return replace(
             report,
             executed_by=execution.by,
             checks=(whole, same, checks.weights(model, execution), *checks.answers(execution, expected)),
             noise_floor={prompt.name: each.floor for prompt, each in expected.items() if each.floor},
+            layers=layers.errors(model, held, asked[0]),
             notes=(*execution.notes, *_notes(model)),
         )
 
@@ -96,10 +100,11 @@ def _files_match(subject: Subject) -> Check:
     return Check(name=name, passed=True, found=f"{len(subject.artifact.files)} files", needed=needed)
 
 
-def _expected(model: Model, execution: Execution, asked: tuple[Prompt, ...]) -> dict[Prompt, Expected]:
+def _expected(
+    model: Model, weights: Mapping[str, LazyTensor], execution: Execution, asked: tuple[Prompt, ...]
+) -> dict[Prompt, Expected]:
     """The source in float32, with its weights rounded as the artifact holds them; below float32, computed in the
     artifact's dtype too."""
-    weights = rounded(model, execution.holds)
     exact = reference.load(model.spec, weights, keep=KEEP, device=reference.device())
     noisy = None
     if execution.computes_in != "float32":
