@@ -92,6 +92,7 @@ def inspect(path: Path, config_file: Path | None, as_json: bool) -> None:
 @config_option
 @click.option("--tp", "--tp_size", default=1, show_default=True, help="Ranks of tensor parallelism.")
 @click.option("--pp", "--pp_size", default=1, show_default=True, help="Stages of pipeline parallelism.")
+@click.option("--ep", "--ep_size", default=1, show_default=True, help="Of the tp ranks, how many have other experts.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Default: as stored.")
 @adapter_option
 @click.option(
@@ -119,6 +120,7 @@ def convert(
     config_file: Path | None,
     tp: int,
     pp: int,
+    ep: int,
     dtype: str | None,
     adapter: Path | None,
     adapter_mode: Any,
@@ -135,7 +137,7 @@ def convert(
     from nemoport.exporters import convert, stream
     from nemoport.spec import Plan
 
-    plan = Plan(tp=tp, pp=pp, dtype=dtype, vocab=vocab, weights=weights)
+    plan = Plan(tp=tp, pp=pp, ep=ep, dtype=dtype, vocab=vocab, weights=weights)
     job = convert.plan(
         path,
         to,

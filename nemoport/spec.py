@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import groupby
+from math import log
 from typing import Any, Literal
 
 from nemoport.errors import UsageError
 
 NormKind = Literal["rms", "layer"]
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu2"]
-"""`gelu` is x * Phi(x) (arXiv:1606.08415), `gelu_tanh` its approximation, `relu2` relu(x) squared
-(arXiv:2109.08668)."""
+Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu2"]
+"""`gelu` is x * Phi(x) (arXiv:1606.08415), `gelu_tanh` its approximation by tanh, `quick_gelu` the one by
+x * sigmoid(1.702 x); `relu2` is relu(x) squared (arXiv:2109.08668)."""
+Score = Literal["softmax", "sigmoid"]
 VocabPolicy = Literal["true", "padded"]
 Weights = Literal["model", "optimizer"]
 """Those that the model computes with, or the float32 copies of them that the optimizer kept."""
@@ -78,13 +80,47 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class YarnScaling:
+    """YaRN (arXiv:2309.00071): pairs that turn `beta_fast` times or more within the original context keep their
+    frequency, those that turn `beta_slow` times or fewer are slowed by `factor`, and a straight ramp lies between, over
+    the numbers of the pairs; `truncate` moves its ends outwards to whole pairs. Cosines and sines are multiplied with
+    `attention_factor`; None: temperature(mscale) / temperature(mscale_all_dim), as DeepSeek-V2 has it."""
+
+    factor: float
+    original_max_positions: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 1.0
+    mscale_all_dim: float = 0.0
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    def temperature(self, mscale: float) -> float:
+        return 0.1 * mscale * log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+    @property
+    def magnitude(self) -> float:
+        """What cosines and sines are multiplied with."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return self.temperature(self.mscale) / self.temperature(self.mscale_all_dim)
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rope:
     """Rotary position embedding (arXiv:2104.09864) on the first `dims` of each head, in half-split order
     (`rotate_half`): element j is paired with j + dims / 2."""
 
     dims: int
     base: float = 10000.0
-    scaling: LinearScaling | Llama3Scaling | None = None
+    scaling: RopeScaling = None
+
+    @property
+    def magnitude(self) -> float:
+        return self.scaling.magnitude if isinstance(self.scaling, YarnScaling) else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +128,8 @@ class Attention:
     """Grouped-query attention; query head i uses KV head i // (heads / kv_heads). `window`: a position sees itself
     and the `window - 1` before it. `qk_norm`: RMSNorm over each head of q and k, before rope, with the model's eps and
     centre. Scores are q k times `scale` (None: head_dim ** -0.5), then `softcap * tanh(scores / softcap)`.
+    `sinks`: a number of each head stands among the scores of every query, and takes its share of the softmax away
+    (arXiv:2508.10925).
     State between steps: keys and values, [batch, kv_heads, positions, head_dim]."""
 
     heads: int
@@ -104,6 +142,7 @@ class Attention:
     qk_norm: bool = False
     scale: float | None = None
     softcap: float | None = None
+    sinks: bool = False
 
     def tensors(self, hidden: Axis) -> dict[str, tuple[Axis, ...]]:
         q = Axis("heads", self.heads * self.head_dim, self.heads)
@@ -121,17 +160,22 @@ class Attention:
         if self.qk_norm:
             head = Axis("head_dim", self.head_dim, self.head_dim)
             named |= {"q_norm.weight": (head,), "k_norm.weight": (head,)}
+        if self.sinks:
+            named |= {"sinks": (Axis("heads", self.heads, self.heads),)}
         return named
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
-    """Feed-forward: down(act(gate(x)) * up(x)) (gated, arXiv:2002.05202) or down(act(up(x)))."""
+    """Feed-forward: down(act(gate(x)) * up(x)) (gated, arXiv:2002.05202) or down(act(up(x))). A gated one may be
+    clamped: gate(x) is at most `limit`, up(x) within -limit and limit; and `up_offset` is added to the latter."""
 
     intermediate: int
     activation: Activation = "silu"
     gated: bool = True
     bias: bool = False
+    limit: float | None = None
+    up_offset: float = 0.0
 
     def tensors(self, hidden: Axis) -> dict[str, tuple[Axis, ...]]:
         ffn = Axis("ffn", self.intermediate, self.intermediate)
@@ -142,6 +186,86 @@ class Dense:
             named |= {"up.bias": (ffn,), "down.bias": (hidden,)}
         return named
 
+    def share(self, plan: Plan, position: int) -> Dense:
+        return replace(self, intermediate=self.intermediate // plan.tp)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Experts stand in `count` equal groups, and only those of the `top` best groups may be chosen. A group is as good
+    as the sum of its `best` highest scores: one in DeepSeek V2 (arXiv:2405.04434), two in V3 (arXiv:2412.19437)."""
+
+    count: int
+    top: int
+    best: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """Scores of a token are softmax or sigmoid of weight x (+ bias). The `top_k` experts with the highest are chosen,
+    and what they add is multiplied with their scores; `normalized`: divided by the sum of those chosen; and with
+    `scale`. A softmax over the chosen alone is a normalized one over all.
+
+    `expert_bias` is added to the scores while experts are chosen, and only then (arXiv:2408.15664)."""
+
+    top_k: int
+    score: Score = "softmax"
+    normalized: bool = True
+    scale: float = 1.0
+    bias: bool = False
+    expert_bias: bool = False
+    groups: Groups | None = None
+
+    def tensors(self, experts: Axis, hidden: Axis) -> dict[str, tuple[Axis, ...]]:
+        named: dict[str, tuple[Axis, ...]] = {"weight": (experts, hidden)}
+        named |= {"bias": (experts,)} if self.bias else {}
+        return named | ({"expert_bias": (experts,)} if self.expert_bias else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Mixture of experts (arXiv:1701.06538): the chosen experts' outputs by their scores, plus what the `shared` one
+    adds, which sees every token; `shared_gate`: multiplied with sigmoid(shared_gate x)."""
+
+    experts: int
+    expert: Dense
+    router: Router
+    shared: Dense | None = None
+    shared_gate: bool = False
+    held: tuple[int, int] | None = None
+    """Of a rank: the first of its experts, and the one after its last. None: it has all."""
+
+    @property
+    def local(self) -> range:
+        """The experts at hand, numbered as in the whole model."""
+        return range(*(self.held or (0, self.experts)))
+
+    def tensors(self, hidden: Axis) -> dict[str, tuple[Axis, ...]]:
+        experts = Axis("experts", self.experts, self.experts)
+        named = _below("router.", self.router.tensors(experts, hidden))
+        each = self.expert.tensors(hidden)
+        for expert in self.local:
+            named |= _below(f"experts.{expert}.", each)
+        if self.shared:
+            named |= _below("shared.", self.shared.tensors(hidden))
+        if self.shared_gate:
+            named |= {"shared_gate.weight": (Axis("gate", 1, 1), hidden)}
+        return named
+
+    def share(self, plan: Plan, position: int) -> Mixture:
+        """Expert ranks count first among the ranks of a stage: position = cut of each expert * ep + expert rank."""
+        count = self.experts // plan.ep
+        first = position % plan.ep * count
+        return replace(
+            self,
+            held=(first, first + count),
+            expert=replace(self.expert, intermediate=self.expert.intermediate // plan.expert_tp),
+            shared=self.shared and self.shared.share(plan, position),
+        )
+
+
+FeedForward = Dense | Mixture
+
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
@@ -149,7 +273,7 @@ class Block:
     `post_norms`: what each half adds is normed once more, by `attn_post_norm` and `ffn_post_norm`."""
 
     mixer: Attention | None
-    ffn: Dense | None
+    ffn: FeedForward | None
     post_norms: bool = False
 
     def parts(self, norm: Norm, hidden: Axis) -> dict[str, dict[str, tuple[Axis, ...]]]:
@@ -195,15 +319,16 @@ class ModelSpec:
         Ranks count tensor parallelism first: rank = stage * tp + position. The vocabulary stays global, since
         whether it is cut is the target's choice. `check_divisible` must hold.
         """
-        stage = len(self.blocks) // plan.pp
-        first = rank // plan.tp * stage
-        return replace(self, blocks=tuple(_share(block, plan.tp) for block in self.blocks[first : first + stage]))
+        layers = len(self.blocks) // plan.pp
+        stage, position = divmod(rank, plan.tp)
+        mine = self.blocks[stage * layers : (stage + 1) * layers]
+        return replace(self, blocks=tuple(_share(block, plan, position) for block in mine))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a target cuts and casts a model. `ep` divides `tp`; the world is tp * pp ranks. dtype None keeps each
-    tensor's own."""
+    """How a target cuts and casts a model. `ep` divides `tp`; the world is tp * pp ranks, of which ep at a time have
+    other experts, and tp / ep cut the same ones. dtype None keeps each tensor's own."""
 
     tp: int = 1
     pp: int = 1
@@ -215,6 +340,11 @@ class Plan:
     @property
     def world(self) -> int:
         return self.tp * self.pp
+
+    @property
+    def expert_tp(self) -> int:
+        """Over how many ranks an expert is cut."""
+        return self.tp // self.ep
 
 
 def tensors(spec: ModelSpec) -> dict[str, TensorSpec]:
@@ -235,8 +365,16 @@ def check_divisible(spec: ModelSpec, plan: Plan) -> None:
             raise UsageError(
                 f"{kv_heads} KV heads neither divide over tp={plan.tp} nor repeat to it; use tp {_either(fit)}"
             )
-    for ffn in dict.fromkeys(block.ffn for block in spec.blocks if block.ffn):
-        if (width := ffn.intermediate) % plan.tp:
+    if plan.tp % plan.ep:
+        raise UsageError(f"tp={plan.tp} does not divide over ep={plan.ep}; use ep {_divisors(plan.tp)}")
+    feeding = dict.fromkeys(block.ffn for block in spec.blocks if block.ffn)
+    if plan.ep > 1 and not any(isinstance(ffn, Mixture) for ffn in feeding):
+        raise UsageError(f"ep={plan.ep} was asked for a model without experts; use ep 1")
+    for ffn in feeding:
+        if isinstance(ffn, Mixture):
+            _check_experts(ffn, plan)
+        width = _width(ffn)
+        if width % plan.tp:
             shared = [*(mixer.heads for mixer in spec.mixers), width]
             fit = [tp for tp in range(1, min(shared) + 1) if not any(size % tp for size in shared)]
             raise UsageError(f"feed-forward size {width} does not divide over tp={plan.tp}; use tp {_either(fit)}")
@@ -275,7 +413,11 @@ def spec_from_json(data: Mapping[str, Any]) -> ModelSpec:
 
 
 _KINDS: dict[str, Any] = {
-    kind.__name__: kind for kind in (Attention, Dense, LanguageModel, LinearScaling, Llama3Scaling)
+    kind.__name__: kind
+    for kind in (
+        *(Attention, Dense, Mixture, Router, Groups, LanguageModel),
+        *(LinearScaling, Llama3Scaling, YarnScaling),
+    )
 }
 
 
@@ -304,13 +446,34 @@ def _tensors(spec: ModelSpec) -> Iterator[TensorSpec]:
         yield TensorSpec("head.weight", (vocab, hidden))
 
 
-def _share(block: Block, tp: int) -> Block:
+def _share(block: Block, plan: Plan, position: int) -> Block:
     mixer, ffn = block.mixer, block.ffn
     return replace(
         block,
-        mixer=mixer and replace(mixer, heads=mixer.heads // tp, kv_heads=max(1, mixer.kv_heads // tp)),
-        ffn=ffn and replace(ffn, intermediate=ffn.intermediate // tp),
+        mixer=mixer and replace(mixer, heads=mixer.heads // plan.tp, kv_heads=max(1, mixer.kv_heads // plan.tp)),
+        ffn=ffn and ffn.share(plan, position),
     )
+
+
+def _check_experts(mixture: Mixture, plan: Plan) -> None:
+    if (count := mixture.experts) % plan.ep:
+        raise UsageError(f"{count} experts do not divide over ep={plan.ep}; use ep {_divisors(count)}")
+    if (width := mixture.expert.intermediate) % plan.expert_tp:
+        raise UsageError(
+            f"experts of size {width} do not divide over the {plan.expert_tp} ranks that tp={plan.tp} and "
+            f"ep={plan.ep} leave for each; use a tp / ep of {_divisors(width)}"
+        )
+
+
+def _width(ffn: FeedForward) -> int:
+    """What tensor parallelism cuts, of experts that of the shared one."""
+    if isinstance(ffn, Dense):
+        return ffn.intermediate
+    return ffn.shared.intermediate if ffn.shared else 0
+
+
+def _below(prefix: str, named: Mapping[str, tuple[Axis, ...]]) -> dict[str, tuple[Axis, ...]]:
+    return {prefix + name: axes for name, axes in named.items()}
 
 
 def _divisors(number: int) -> str:

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from nemoport.errors import DamagedInput, UnsupportedInput
-from nemoport.exporters.words import PLAIN, PerLayer, Words, differing, spec_of, words_of
+from nemoport.exporters.words import PLAIN, PerLayer, Words, differing, relevant, spec_of, words_of
 from nemoport.spec import ModelSpec
 
 Config = Mapping[str, Any]
@@ -99,6 +99,10 @@ class AnyOf(tuple[Any, ...]):
     """Values of a mark, of which a row tells which it is."""
 
 
+class NoneOf(tuple[Any, ...]):
+    """Values that a mark must not have."""
+
+
 PRESENT = object()
 """The value of a mark that only has to be there; a row tells what it is."""
 
@@ -122,6 +126,8 @@ class Mark:
         if isinstance(self.value, AnyOf):
             wanted = " or ".join(repr(value) for value in self.value)
             return "" if found in self.value else f"{self.key} is {found!r}, not {wanted}"
+        if isinstance(self.value, NoneOf):
+            return f"{self.key} is {found!r}" if found in self.value else ""
         return "" if found == self.value else f"{self.key} is {found!r}, not {self.value!r}"
 
 
@@ -141,18 +147,20 @@ class Dialect:
         words: Words = {**PLAIN, **self.fixed}
         for row in self.rows:
             words |= row.read(config, words) if isinstance(row, Together) else {row.word: row.read(config, words)}
-        return words
+        return relevant(words)
 
     def write(self, words: Words) -> dict[str, Any] | None:
         """None where layers differ in what this dialect says once."""
         config: dict[str, Any] = {
             mark.key: mark.value
             for mark in self.marks
-            if mark.value is not PRESENT and not isinstance(mark.value, AnyOf)
+            if mark.value is not PRESENT and not isinstance(mark.value, AnyOf | NoneOf)
         } | dict(self.constants)
         for row in self.rows:
             if isinstance(row, Together):
                 config |= row.write(words)
+            elif row.word not in words:  # of a part that no layer has
+                continue
             elif isinstance(value := words[row.word], PerLayer):
                 return None
             else:

@@ -34,8 +34,8 @@ def plan(
     """Everything that the conversion will do, checked; no tensor has been read and nothing written."""
     if plan.dtype is not None and plan.dtype not in DTYPES:
         raise UsageError(f"--dtype {plan.dtype} is not known; use {', '.join(DTYPES)}")
-    if min(plan.tp, plan.pp) < 1:
-        raise UsageError(f"tp={plan.tp} pp={plan.pp}: both count ranks, from 1 on")
+    if min(plan.tp, plan.pp, plan.ep) < 1:
+        raise UsageError(f"tp={plan.tp} pp={plan.pp} ep={plan.ep}: they count ranks, from 1 on")
     target = plugins.load(TARGETS, to)
     for place, what in ((path, "checkpoint"), (adapter, "adapter")):
         if place and place.resolve() in (destination.resolve(), *destination.resolve().parents):
@@ -106,10 +106,15 @@ def summary(job: stream.Job) -> tuple[Row, ...]:
         *_quantized_row(job),
         Row("trained at", layout),
         Row("tensors", f"{len(checkpoint.tensors)} stored, {len(checkpoint.skipped)} skipped, {slots} written"),
-        Row("target", f"{job.kind}, tp {job.plan.tp}, pp {job.plan.pp}, {job.output.dtype}"),
+        Row("target", f"{job.kind}, {_layout(job.plan)}, {job.output.dtype}"),
         Row("writes", f"{len(job.output.files)} tensor files, {job.bytes:,} bytes, to {job.destination}"),
         Row("loaded by", "; ".join(job.output.loads)),
     )
+
+
+def _layout(plan: Plan) -> str:
+    experts = f", ep {plan.ep}" if plan.ep > 1 else ""
+    return f"tp {plan.tp}, pp {plan.pp}{experts}"
 
 
 def _adapter_row(job: stream.Job) -> tuple[Row, ...]:
@@ -137,6 +142,7 @@ def as_json(job: stream.Job, artifact: Artifact | None) -> dict[str, Any]:
         "target": job.kind,
         "tp": job.plan.tp,
         "pp": job.plan.pp,
+        "ep": job.plan.ep,
         "dtype": job.output.dtype,
         "tensors": {
             "stored": len(checkpoint.tensors),

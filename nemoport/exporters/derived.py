@@ -1,7 +1,8 @@
-"""Lazy tensors made of another one: turned around, seen under another name, or with a number added."""
+"""Lazy tensors made of others: turned around, taken in turns, seen under another name, a number added."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,8 +61,76 @@ def transpose(tensor: LazyTensor) -> LazyTensor:
     return tensor.source if isinstance(tensor, Transposed) else Transposed(tensor)
 
 
+def strided(tensor: LazyTensor, start: int, step: int) -> LazyTensor:
+    return Strided(tensor, start, step)
+
+
+def interleave(tensors: Sequence[LazyTensor]) -> LazyTensor:
+    assert len({tensor.shape for tensor in tensors}) == 1, [tensor.shape for tensor in tensors]
+    return Interleaved(tuple(tensors))
+
+
 def shift(tensor: LazyTensor, by: float) -> LazyTensor:
     return Shifted(tensor, by)
+
+
+@dataclass(frozen=True)
+class Strided:
+    """`source[start :: step]` of the rows. The rows between are read as well, since they lie among the wanted ones."""
+
+    source: LazyTensor
+    start: int
+    step: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(range(self.start, self.source.shape[0], self.step)), *self.source.shape[1:])
+
+    @property
+    def dtype(self) -> str:
+        return self.source.dtype
+
+    def cut(self, spans: tuple[Span, ...]) -> LazyTensor:
+        (first, stop), *others = spans
+        last = self.start + max(stop - 1, first) * self.step + 1
+        rows = (self.start + first * self.step, min(last, self.source.shape[0]))
+        if first == stop:
+            rows = (0, 0)
+        return Strided(self.source.cut((rows, *others)), 0, self.step)
+
+    def fill(self, out: Words) -> None:
+        every: Words = np.empty(self.source.shape, out.dtype)
+        self.source.fill(every)
+        np.copyto(out, every[self.start :: self.step])
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """Rows of several tensors in turns: the first of each, then the second of each. Earlier ones may have one more."""
+
+    sources: tuple[LazyTensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(source.shape[0] for source in self.sources), *self.sources[0].shape[1:])
+
+    @property
+    def dtype(self) -> str:
+        return self.sources[0].dtype
+
+    def cut(self, spans: tuple[Span, ...]) -> LazyTensor:
+        (first, stop), *others = spans
+        count, kept = len(self.sources), []
+        for row in range(first, first + count):
+            start = row // count
+            rows = (start, start + len(range(row, stop, count)))
+            kept.append(self.sources[row % count].cut((rows, *others)))
+        return Interleaved(tuple(kept))
+
+    def fill(self, out: Words) -> None:
+        for turn, source in enumerate(self.sources):
+            if source.shape[0]:
+                source.fill(out[turn :: len(self.sources)])
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nemoport.exporters.derived import shift, transpose
-from nemoport.exporters.tensor import LazyTensor, concat, cut
+from nemoport.exporters.derived import interleave, shift, strided, transpose
+from nemoport.exporters.tensor import LazyTensor, concat, cut, stack, unstacked
 from nemoport.spec import TensorSpec
 
 Split = Callable[[LazyTensor, Sequence[TensorSpec]], tuple[LazyTensor, ...]]
@@ -49,6 +49,24 @@ def _join_groups(tensors: Sequence[LazyTensor], parts: Sequence[TensorSpec]) -> 
     return concat([bands[i][group] for group in range(groups) for i in range(len(tensors))], 0)
 
 
+def _of_experts(name: str, each: int, split: Split, join: Join) -> Layout:
+    """A stack of what each expert has: `each` parts of one expert, then those of the next."""
+
+    def split_stack(stored: LazyTensor, parts: Sequence[TensorSpec]) -> tuple[LazyTensor, ...]:
+        found = [split(one, parts[expert * each : (expert + 1) * each]) for expert, one in enumerate(unstacked(stored))]
+        return tuple(tensor for tensors in found for tensor in tensors)
+
+    def join_stack(tensors: Sequence[LazyTensor], parts: Sequence[TensorSpec]) -> LazyTensor:
+        starts = range(0, len(parts), each)
+        return stack([join(tensors[start : start + each], parts[start : start + each]) for start in starts])
+
+    return Layout(name, split_stack, join_stack, whole_rows=False)
+
+
+def _split_turns(stored: LazyTensor, parts: Sequence[TensorSpec]) -> tuple[LazyTensor, ...]:
+    return tuple(strided(stored, start, len(parts)) for start in range(len(parts)))
+
+
 WHOLE = Layout("whole", lambda stored, _: (stored,), lambda tensors, _: tensors[0])
 
 PADDED = Layout("padded rows", lambda stored, parts: (cut(stored, 0, 0, parts[0].shape[0]),), WHOLE.join, padded=True)
@@ -79,3 +97,25 @@ PLUS_ONE = Layout(
     whole_rows=False,
 )
 """1 + w of a zero-centred norm whose canonical tensor holds w."""
+
+EXPERTS = _of_experts("a stack of experts", 1, WHOLE.split, WHOLE.join)
+"""[expert, ...], the down-projections for example."""
+
+EXPERTS_STACKED = _of_experts("a stack of experts, rows stacked", 2, STACKED.split, STACKED.join)
+"""[expert, gate; up, ...]."""
+
+EXPERTS_TRANSPOSED = _of_experts("a stack of experts, transposed", 1, TRANSPOSED.split, TRANSPOSED.join)
+"""[expert, in, out]."""
+
+EXPERTS_IN_TURNS = _of_experts(
+    "a stack of experts, rows in turns", 2, _split_turns, lambda tensors, _: interleave(tensors)
+)
+"""[expert, gate up gate up ...], as GPT-OSS has its biases."""
+
+EXPERTS_IN_TURNS_TRANSPOSED = _of_experts(
+    "a stack of experts, columns in turns, transposed",
+    2,
+    lambda stored, parts: _split_turns(transpose(stored), parts),
+    lambda tensors, _: transpose(interleave(tensors)),
+)
+"""[expert, in, gate up gate up ...]."""

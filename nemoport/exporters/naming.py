@@ -7,30 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nemoport.exporters.layouts import PADDED, QUERY_GROUPS, STACKED, WHOLE, Layout
+from nemoport.exporters.layouts import (
+    EXPERTS,
+    EXPERTS_STACKED,
+    PADDED,
+    QUERY_GROUPS,
+    STACKED,
+    WHOLE,
+    Layout,
+)
 from nemoport.exporters.rules import Rule
 
 LAYER = "layers.{i}."
 QKV = ("attn.q.*", "attn.k.*", "attn.v.*")
 GATE_UP = ("ffn.gate.*", "ffn.up.*")
+EACH, EVERY = "ffn.experts.{e}.", "ffn.experts.{every}."
+GATE_UP_OF_EACH = (EACH + "gate.*", EACH + "up.*")
+GATE_UP_OF_EVERY = (EVERY + "gate.*", EVERY + "up.*")
 
 Parts = str | tuple[str, ...]
 
 
-def rules(names: Mapping[str, Parts], layout: Layout = WHOLE) -> tuple[Rule, ...]:
+def rules(names: Mapping[str, Parts], layout: Layout = WHOLE, dtype: str = "") -> tuple[Rule, ...]:
     """Stored name -> the canonical name, or the several, inside it."""
     return tuple(
-        Rule(stored.replace("*", kind), tuple(part.replace("*", kind) for part in _several(parts)), layout)
+        Rule(stored.replace("*", kind), tuple(part.replace("*", kind) for part in _several(parts)), layout, dtype)
         for stored, parts in names.items()
         for kind in (("weight", "bias") if "*" in stored else ("",))
     )
 
 
-def layer(prefix: str, names: Mapping[str, Parts], layout: Layout = WHOLE) -> tuple[Rule, ...]:
+def layer(prefix: str, names: Mapping[str, Parts], layout: Layout = WHOLE, dtype: str = "") -> tuple[Rule, ...]:
     """`rules` below one layer, stored names below `prefix`."""
-    return rules(
-        {prefix + stored: tuple(LAYER + part for part in _several(parts)) for stored, parts in names.items()}, layout
-    )
+    below = {prefix + stored: tuple(LAYER + part for part in _several(parts)) for stored, parts in names.items()}
+    return rules(below, layout, dtype)
 
 
 def _several(parts: Parts) -> tuple[str, ...]:
@@ -50,6 +60,7 @@ _MEGATRON_SHARED = (
             "input_layernorm.*": "attn_norm.*",
             "self_attention.q_layernorm.weight": "attn.q_norm.weight",
             "self_attention.k_layernorm.weight": "attn.k_norm.weight",
+            "self_attention.core_attention.softmax_offset": "attn.sinks",
             "self_attention.linear_proj.*": "attn.o.*",
             "self_attention.linear_proj.post_layernorm.weight": "attn_post_norm.weight",
             "mlp.linear_fc1.layer_norm_*": "ffn_norm.*",
@@ -65,6 +76,27 @@ MEGATRON_GATED = (
     # Megatron's FSDP stores the halves apart.
     *layer(_MEGATRON, {"mlp.linear_fc1.*_w": "ffn.gate.*", "mlp.linear_fc1.*_v": "ffn.up.*"}),
 )
+MEGATRON_EXPERTS = (
+    *layer(
+        _MEGATRON,
+        {
+            "mlp.router.*": "ffn.router.*",
+            "mlp.router.expert_bias": "ffn.router.expert_bias",
+            "mlp.shared_experts.linear_fc2.*": "ffn.shared.down.*",
+            "mlp.shared_experts.gate_weight": "ffn.shared_gate.weight",
+        },
+    ),
+    *layer(_MEGATRON, {"mlp.shared_experts.linear_fc1.*": ("ffn.shared.gate.*", "ffn.shared.up.*")}, STACKED),
+    # Distributed checkpoints: whatever module and parallel layout wrote them.
+    *layer(_MEGATRON, {"mlp.experts.experts.linear_fc1.*": GATE_UP_OF_EVERY}, EXPERTS_STACKED),
+    *layer(_MEGATRON, {"mlp.experts.experts.linear_fc2.*": EVERY + "down.*"}, EXPERTS),
+    # Modules: SequentialMLP, TEGroupedMLP.
+    *layer(_MEGATRON, {"mlp.experts.local_experts.{e}.linear_fc1.*": GATE_UP_OF_EACH}, STACKED),
+    *layer(_MEGATRON, {"mlp.experts.local_experts.{e}.linear_fc2.*": EACH + "down.*"}),
+    *layer(_MEGATRON, {"mlp.experts.linear_fc1.*{e}": GATE_UP_OF_EACH}, STACKED),
+    *layer(_MEGATRON, {"mlp.experts.linear_fc2.*{e}": EACH + "down.*"}),
+)
+"""Beside MEGATRON_GATED: a model may have dense layers too (megatron/core/transformer/moe/experts.py)."""
 MEGATRON = (*_MEGATRON_SHARED, *layer(_MEGATRON, {"mlp.linear_fc1.*": "ffn.up.*"}))
 """Not gated: fc1 is the up-projection alone."""
 
@@ -92,6 +124,27 @@ HUGGINGFACE_FFN = layer(
     HUGGINGFACE_LAYER,
     {"mlp.gate_proj.*": "ffn.gate.*", "mlp.up_proj.*": "ffn.up.*", "mlp.down_proj.*": "ffn.down.*"},
 )
+HUGGINGFACE_EXPERTS = (
+    *layer(
+        HUGGINGFACE_LAYER,
+        {
+            "mlp.gate.weight": "ffn.router.weight",
+            "mlp.experts.{e}.gate_proj.weight": EACH + "gate.weight",
+            "mlp.experts.{e}.up_proj.weight": EACH + "up.weight",
+            "mlp.experts.{e}.down_proj.weight": EACH + "down.weight",
+        },
+    ),
+)
+"""Those of Qwen and DeepSeek."""
+HUGGINGFACE_STACKED_EXPERTS = (
+    *layer(
+        HUGGINGFACE_LAYER,
+        {"mlp.experts.gate_up_proj": (EVERY + "gate.weight", EVERY + "up.weight")},
+        EXPERTS_STACKED,
+    ),
+    *layer(HUGGINGFACE_LAYER, {"mlp.experts.down_proj": EVERY + "down.weight"}, EXPERTS),
+)
+"""As transformers 5 holds them in memory, and saves them if told to leave its names alone."""
 HUGGINGFACE = (*HUGGINGFACE_ENDS, *HUGGINGFACE_ATTENTION, *HUGGINGFACE_NORMS, *HUGGINGFACE_FFN)
 
 TRTLLM_LAYER = "transformer.layers.{i}."
@@ -104,11 +157,21 @@ _TRTLLM_SHARED = (
         }
     ),
     *layer(TRTLLM_LAYER, {"attention.qkv.*": QKV}, STACKED),
-    *layer(TRTLLM_LAYER, {"attention.dense.*": "attn.o.*", "mlp.proj.*": "ffn.down.*"}),
+    *layer(TRTLLM_LAYER, {"attention.dense.*": "attn.o.*"}),
 )
-TRTLLM_GATED = (*_TRTLLM_SHARED, *layer(TRTLLM_LAYER, {"mlp.fc.*": "ffn.gate.*", "mlp.gate.*": "ffn.up.*"}))
+TRTLLM_GATED = (
+    *_TRTLLM_SHARED,
+    *layer(TRTLLM_LAYER, {"mlp.fc.*": "ffn.gate.*", "mlp.gate.*": "ffn.up.*", "mlp.proj.*": "ffn.down.*"}),
+)
 """fc is the gate and gate is the up-projection there."""
-TRTLLM = (*_TRTLLM_SHARED, *layer(TRTLLM_LAYER, {"mlp.fc.*": "ffn.up.*"}))
+TRTLLM_EXPERTS = (
+    *_TRTLLM_SHARED,
+    *layer(TRTLLM_LAYER, {"mlp.router.weight": "ffn.router.weight"}, dtype="float32"),
+    *layer(TRTLLM_LAYER, {"mlp.fc.weight": (EVERY + "up.weight", EVERY + "gate.weight")}, EXPERTS_STACKED),
+    *layer(TRTLLM_LAYER, {"mlp.proj.weight": EVERY + "down.weight"}, EXPERTS),
+)
+"""Each rank's experts in one tensor, up before gate."""
+TRTLLM = (*_TRTLLM_SHARED, *layer(TRTLLM_LAYER, {"mlp.fc.*": "ffn.up.*", "mlp.proj.*": "ffn.down.*"}))
 
 
 def trtllm_norms(names: Mapping[str, str], layout: Layout = WHOLE) -> tuple[Rule, ...]:

@@ -9,10 +9,11 @@ Two rules may offer the same parts under different names; a checkpoint has one o
 
 from __future__ import annotations
 
-import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import groupby
 
 from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.exporters import encoding
@@ -24,9 +25,14 @@ from nemoport.spec import TensorSpec
 
 @dataclass(frozen=True)
 class Rule:
+    """`{i}` stands for the number of a layer, `{e}` for that of an expert in it, and a part with `{every}` for one of
+    each expert: those of the first, then those of the second."""
+
     stored: str
     parts: tuple[str, ...]
     layout: Layout = WHOLE
+    dtype: str = ""
+    """In which the format wants it, whatever the others have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,7 @@ class Binding:
     stored: str
     parts: tuple[TensorSpec, ...]
     layout: Layout
+    dtype: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,16 +79,40 @@ class Resolved:
 
 
 def bindings(rules: Sequence[Rule], specs: Mapping[str, TensorSpec]) -> Iterator[Binding]:
-    """Every rule at every layer where the model has its parts, in the order of the rules."""
+    """Every rule at every layer and expert where the model has its parts, in the order of the rules."""
+    places = _places(specs)
     for rule in rules:
-        pattern = re.compile(re.escape(rule.parts[0]).replace(r"\{i\}", r"(?P<i>\d+)"))
-        for name in specs:
-            if (match := pattern.fullmatch(name)) is None:
-                continue
-            place = match.groupdict()
-            parts = [part.format(**place) for part in rule.parts]
+        found = places.get(rule.parts[0].replace(_EVERY, _EXPERT), [])
+        together = _of_layers(found) if _EVERY in rule.parts[0] else [[place] for place in found]
+        for these in together:
+            parts = [part.replace(_EVERY, _EXPERT).format(**place) for place in these for part in rule.parts]
             if all(part in specs for part in parts):
-                yield Binding(rule.stored.format(**place), tuple(specs[part] for part in parts), rule.layout)
+                stored = rule.stored.format(**these[0])
+                yield Binding(stored, tuple(specs[part] for part in parts), rule.layout, rule.dtype)
+
+
+Place = Mapping[str, str]
+"""The numbers in a canonical name: of the layer, and of the expert in it."""
+_EXPERT, _EVERY = "{e}", "{every}"
+
+
+def _places(specs: Mapping[str, TensorSpec]) -> Mapping[str, list[Place]]:
+    """Where the model has what: canonical names without their numbers -> the numbers."""
+    found: dict[str, list[Place]] = defaultdict(list)
+    for name in specs:
+        match name.split("."):
+            case ["layers", layer, half, "experts", expert, *rest]:
+                found[".".join(["layers.{i}", half, "experts", _EXPERT, *rest])].append({"i": layer, "e": expert})
+            case ["layers", layer, *rest]:
+                found[".".join(["layers.{i}", *rest])].append({"i": layer})
+            case _:
+                found[name].append({})
+    return found
+
+
+def _of_layers(places: Sequence[Place]) -> list[list[Place]]:
+    """The places of each layer's experts, which follow one another."""
+    return [list(those) for _, those in groupby(places, lambda place: place["i"])]
 
 
 def written(rules: Sequence[Rule], specs: Mapping[str, TensorSpec]) -> Iterator[Binding]:

@@ -160,6 +160,16 @@ class Deferred:
         self.look_up().fill(out)
 
 
+def reshaped(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
+    """The same elements in the same order under another shape. Of a whole stored array only: others have no order."""
+    assert prod(tensor.shape) == prod(shape), (tensor.shape, shape)
+    if isinstance(tensor, Deferred):
+        return Deferred(shape, tensor.dtype, lambda: reshaped(tensor.look_up(), shape))
+    assert isinstance(tensor, Stored), tensor
+    assert tensor.shape == tensor.stored_shape, tensor
+    return replace(tensor, stored_shape=shape, spans=tuple((0, size) for size in shape))
+
+
 @dataclass(frozen=True)
 class Mosaic:
     """Boxes side by side that cover `shape` exactly: shards of a tensor, or parts joined along an axis."""
@@ -241,6 +251,28 @@ class Squeezed:
 
 
 @dataclass(frozen=True)
+class Unsqueezed:
+    """A tensor with a leading axis of length one: what goes into a stack."""
+
+    source: LazyTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (1, *self.source.shape)
+
+    @property
+    def dtype(self) -> str:
+        return self.source.dtype
+
+    def cut(self, spans: tuple[Span, ...]) -> LazyTensor:
+        assert spans[0] == (0, 1), spans
+        return Unsqueezed(self.source.cut(spans[1:]))
+
+    def fill(self, out: Words) -> None:
+        self.source.fill(out[0])
+
+
+@dataclass(frozen=True)
 class Cast:
     """Another dtype, rounded to nearest even. A finite number that the dtype cannot hold is an error."""
 
@@ -300,7 +332,32 @@ def pad(tensor: LazyTensor, axis: int, size: int) -> LazyTensor:
 
 def squeeze(tensor: LazyTensor) -> LazyTensor:
     assert tensor.shape[0] == 1, tensor.shape
-    return Squeezed(tensor)
+    return tensor.source if isinstance(tensor, Unsqueezed) else Squeezed(tensor)
+
+
+def unsqueeze(tensor: LazyTensor) -> LazyTensor:
+    return tensor.source if isinstance(tensor, Squeezed) else Unsqueezed(tensor)
+
+
+def unstacked(tensor: LazyTensor) -> tuple[LazyTensor, ...]:
+    """Each `tensor[i]` along the first axis. The pieces of a mosaic are looked at once, not once for each index: a
+    stack of experts has thousands."""
+    count = tensor.shape[0]
+    if not isinstance(tensor, Mosaic) or any(piece.shape[0] != 1 for _, piece in tensor.pieces):
+        return tuple(squeeze(cut(tensor, 0, index, index + 1)) for index in range(count))
+    found: list[list[tuple[tuple[int, ...], LazyTensor]]] = [[] for _ in range(count)]
+    for corner, piece in tensor.pieces:
+        found[corner[0]].append((corner[1:], squeeze(piece)))
+    shape = tensor.shape[1:]
+    return tuple(
+        pieces[0][1] if len(pieces) == 1 and pieces[0][1].shape == shape else Mosaic(shape, tensor.dtype, tuple(pieces))
+        for pieces in found
+    )
+
+
+def stack(tensors: Sequence[LazyTensor]) -> LazyTensor:
+    """Along a new first axis: the inverse of `unstacked`."""
+    return concat([unsqueeze(tensor) for tensor in tensors], 0)
 
 
 def cast(tensor: LazyTensor, dtype: str) -> LazyTensor:

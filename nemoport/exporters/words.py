@@ -7,11 +7,11 @@ A word of a block is one value for all layers that have it. Where layers differ 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nemoport.errors import DamagedInput
-from nemoport.spec import Attention, Block, Dense, LanguageModel, ModelSpec, Norm, Rope
+from nemoport.spec import Attention, Block, Dense, FeedForward, LanguageModel, Mixture, ModelSpec, Norm, Rope, Router
 
 Words = dict[str, Any]
 
@@ -39,11 +39,23 @@ PLAIN: Mapping[str, Any] = {
     "qkv_bias": False,
     "out_bias": False,
     "qk_norm": False,
+    "sinks": False,
     "activation": "silu",
     "gated": True,
     "ffn_bias": False,
+    "ffn_limit": None,
+    "up_offset": 0.0,
+    "router_score": "softmax",
+    "router_normalized": True,
+    "router_scale": 1.0,
+    "router_bias": False,
+    "expert_bias": False,
+    "expert_groups": None,
+    "shared_intermediate": None,
+    "shared_gate": False,
 }
-"""What a word means that a config has no key for. `rope_base` None: heads are not rotated."""
+"""What a word means that a config has no key for. `rope_base` None: heads are not rotated. `shared_intermediate` None:
+no expert sees every token."""
 
 
 def collapsed(values: Sequence[Any]) -> Any:
@@ -71,7 +83,7 @@ def spec_of(family: str, words: Mapping[str, Any]) -> ModelSpec:
     blocks = []
     for layer in range(layers):
         here = {word: value[layer] if isinstance(value, PerLayer) else value for word, value in words.items()}
-        key = tuple(here[word] for word in (*_OF_BLOCK, *_OF_ATTENTION, *_OF_DENSE))
+        key = tuple(here.get(word) for word in (*_OF_BLOCK, *_OF_A_HALF))
         if key not in made:
             made[key] = _block(here)
         blocks.append(made[key])
@@ -92,15 +104,11 @@ def words_of(spec: ModelSpec) -> Words:
     """The inverse of `spec_of`."""
     rows = [_words_of_block(block) for block in spec.blocks]
     of_blocks = {word: collapsed([row[word] for row in rows]) for word in _OF_BLOCK}
-    for halves, its_words in (("mixer", _OF_ATTENTION), ("ffn", _OF_DENSE)):
-        having = [row for row in rows if row[halves]]
-        of_blocks |= {
-            word: having[0][word]
-            if len({row[word] for row in having}) == 1
-            else PerLayer(row.get(word) for row in rows)
-            for word in its_words
-            if having
-        }
+    for word in _OF_A_HALF:
+        having = [row for row in rows if word in row]
+        if having:
+            same = len({row[word] for row in having}) == 1
+            of_blocks[word] = having[0][word] if same else PerLayer(row.get(word) for row in rows)
     return {
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,
@@ -124,18 +132,38 @@ def differing(spec: ModelSpec) -> str:
     return ", ".join(said) or "plain"
 
 
+def relevant(words: Words) -> Words:
+    """Without the words of parts that no layer has: a config may say them all the same."""
+    kinds = {half: set(by_layer(words, half)) for half in ("mixer", "ffn")}
+    absent = {word for half, of, its in _HALVES if not kinds[half] & of for word in its}
+    return {word: value for word, value in words.items() if word not in absent}
+
+
 _OF_BLOCK = ("mixer", "ffn", "post_norms")
 _OF_ATTENTION = (
     *("heads", "kv_heads", "head_dim", "rope_base", "rope_fraction", "rope_scaling"),
-    *("window", "scale", "softcap", "qkv_bias", "out_bias", "qk_norm"),
+    *("window", "scale", "softcap", "qkv_bias", "out_bias", "qk_norm", "sinks"),
 )
-_OF_DENSE = ("intermediate", "activation", "gated", "ffn_bias")
+_OF_FFN = ("activation", "gated", "ffn_bias", "ffn_limit", "up_offset")
+_OF_DENSE = ("intermediate",)
+_OF_MIXTURE = (
+    *("experts", "top_k", "expert_intermediate", "shared_intermediate", "shared_gate"),
+    *("router_score", "router_normalized", "router_scale", "router_bias", "expert_bias", "expert_groups"),
+)
+_HALVES = (
+    ("mixer", {"attention"}, _OF_ATTENTION),
+    ("ffn", {"dense", "mixture"}, _OF_FFN),
+    ("ffn", {"dense"}, _OF_DENSE),
+    ("ffn", {"mixture"}, _OF_MIXTURE),
+)
+"""Half of a block, the kinds of it, and the words that these have. All experts are of one kind, as the dense ones."""
+_OF_A_HALF = tuple(word for *_, its in _HALVES for word in its)
 
 
 def _block(words: Mapping[str, Any]) -> Block:
     return Block(
         mixer=_attention(words) if words["mixer"] else None,
-        ffn=_dense(words) if words["ffn"] else None,
+        ffn=_FFNS[words["ffn"]](words) if words["ffn"] else None,
         post_norms=words["post_norms"],
     )
 
@@ -144,7 +172,7 @@ def _attention(words: Mapping[str, Any]) -> Attention:
     heads, kv_heads, head_dim = (words[word] for word in ("heads", "kv_heads", "head_dim"))
     if heads % kv_heads:
         raise DamagedInput(f"{heads} heads do not divide over {kv_heads} KV heads; check the config")
-    plain = {word: words[word] for word in ("window", "scale", "softcap", "qkv_bias", "out_bias", "qk_norm")}
+    plain = {word: words[word] for word in ("window", "scale", "softcap", "qkv_bias", "out_bias", "qk_norm", "sinks")}
     return Attention(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rope=_rope(words), **plain)
 
 
@@ -159,12 +187,45 @@ def _rope(words: Mapping[str, Any]) -> Rope | None:
 
 
 def _dense(words: Mapping[str, Any]) -> Dense:
+    return _of_size(words, words["intermediate"])
+
+
+def _of_size(words: Mapping[str, Any], intermediate: int) -> Dense:
     return Dense(
-        intermediate=words["intermediate"],
+        intermediate=intermediate,
         activation=words["activation"],
         gated=words["gated"],
         bias=words["ffn_bias"],
+        limit=words["ffn_limit"],
+        up_offset=words["up_offset"],
     )
+
+
+def _mixture(words: Mapping[str, Any]) -> Mixture:
+    experts, top_k, groups, shared = (
+        words[word] for word in ("experts", "top_k", "expert_groups", "shared_intermediate")
+    )
+    eligible = experts if groups is None else experts // groups.count * groups.top
+    if top_k > eligible or (groups and (experts % groups.count or not 0 < groups.best <= experts // groups.count)):
+        raise DamagedInput(f"{top_k} of {experts} experts cannot be chosen ({groups or 'no groups'}); check the config")
+    return Mixture(
+        experts=experts,
+        expert=_of_size(words, words["expert_intermediate"]),
+        router=Router(
+            top_k=top_k,
+            score=words["router_score"],
+            normalized=words["router_normalized"],
+            scale=words["router_scale"],
+            bias=words["router_bias"],
+            expert_bias=words["expert_bias"],
+            groups=groups,
+        ),
+        shared=None if shared is None else _of_size(words, shared),
+        shared_gate=words["shared_gate"],
+    )
+
+
+_FFNS: Mapping[str, Callable[[Mapping[str, Any]], FeedForward]] = {"dense": _dense, "mixture": _mixture}
 
 
 def _words_of_block(block: Block) -> Words:
@@ -178,10 +239,39 @@ def _words_of_block(block: Block) -> Words:
             "rope_fraction": rope.dims / mixer.head_dim if rope else 1.0,
             "rope_scaling": rope.scaling if rope else None,
         }
-    if ffn := block.ffn:
-        words |= {"ffn": "dense", "intermediate": ffn.intermediate, "activation": ffn.activation}
-        words |= {"gated": ffn.gated, "ffn_bias": ffn.bias}
+    match block.ffn:
+        case Dense() as ffn:
+            words |= {"ffn": "dense", "intermediate": ffn.intermediate, **_words_of_ffn(ffn)}
+        case Mixture() as ffn:
+            words |= {"ffn": "mixture", **_words_of_mixture(ffn), **_words_of_ffn(ffn.expert)}
     return words
+
+
+def _words_of_ffn(ffn: Dense) -> Words:
+    return {
+        "activation": ffn.activation,
+        "gated": ffn.gated,
+        "ffn_bias": ffn.bias,
+        "ffn_limit": ffn.limit,
+        "up_offset": ffn.up_offset,
+    }
+
+
+def _words_of_mixture(mixture: Mixture) -> Words:
+    router = mixture.router
+    return {
+        "experts": mixture.experts,
+        "top_k": router.top_k,
+        "expert_intermediate": mixture.expert.intermediate,
+        "shared_intermediate": mixture.shared and mixture.shared.intermediate,
+        "shared_gate": mixture.shared_gate,
+        "router_score": router.score,
+        "router_normalized": router.normalized,
+        "router_scale": router.scale,
+        "router_bias": router.bias,
+        "expert_bias": router.expert_bias,
+        "expert_groups": router.groups,
+    }
 
 
 def _short(value: Any) -> Any:

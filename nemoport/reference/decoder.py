@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemoport.errors import UsageError
-from nemoport.reference.layers import Extend, attention, capped, feed_forward
+from nemoport.reference.experts import feed
+from nemoport.reference.layers import Extend, attention, capped
 from nemoport.reference.steps import Cache, Places
 from nemoport.reference.weights import Weights
 from nemoport.spec import Block, ModelSpec, Norm
@@ -80,7 +81,7 @@ def run_block(
         mixed = attention(block.mixer, norm, weights, f"{name}.attn", normed, places, extend)
         x = x + (weights.norm(f"{name}.attn_post_norm", norm, mixed) if block.post_norms else mixed)
     if block.ffn:
-        fed = feed_forward(block.ffn, weights, f"{name}.ffn", weights.norm(f"{name}.ffn_norm", norm, x))
+        fed = feed(block.ffn, weights, f"{name}.ffn", weights.norm(f"{name}.ffn_norm", norm, x))
         x = x + (weights.norm(f"{name}.ffn_post_norm", norm, fed) if block.post_norms else fed)
     return x
 

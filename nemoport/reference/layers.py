@@ -25,6 +25,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu2": lambda x: F.relu(x).square(),
 }
 
@@ -40,30 +41,44 @@ def attention(
     if mixer.rope:
         q, k = rotate(q, places.queries, mixer.rope), rotate(k, places.queries, mixer.rope)
     k, v = extend(k, v)
-    mixed = attend(q, k, v, places.visible(mixer.window), mixer.scale, mixer.softcap)
+    sinks = weights.read(f"{name}.sinks") if mixer.sinks else None
+    mixed = attend(q, k, v, places.visible(mixer.window), mixer.scale, mixer.softcap, sinks)
     return weights.linear(f"{name}.o", mixed.transpose(1, 2).flatten(2))
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float | None = None, softcap: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """softmax(q k scale) v for q [batch, heads, length, head_dim] and k, v [batch, kv_heads, positions, head_dim];
-    query head i looks at KV head i // (heads / kv_heads). `scale` None is 1 / sqrt(head_dim)."""
+    query head i looks at KV head i // (heads / kv_heads). `scale` None is 1 / sqrt(head_dim). `sinks` [heads]: one more
+    score for every query, whose value is nothing."""
     kv_heads, head_dim = k.shape[1], q.shape[-1]
     q = q.reshape(len(q), kv_heads, -1, *q.shape[2:])  # [batch, kv_heads, heads / kv_heads, length, head_dim]
     scores = q @ k[:, :, None].transpose(-1, -2) * (scale or 1 / math.sqrt(head_dim))
     scores = capped(scores, softcap)
     # The lowest number rather than -inf: a row of nothing but padding stays finite.
     scores = scores.masked_fill(~visible[:, None, None], torch.finfo(scores.dtype).min)
-    shares = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1).to(v.dtype)
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if sinks is not None:
+        wide = torch.cat([wide, sinks.to(wide.dtype).view(kv_heads, -1, 1, 1).expand(*wide.shape[:-1], 1)], dim=-1)
+    shares = wide.softmax(-1)[..., : k.shape[2]].to(v.dtype)
     return (shares @ v[:, :, None]).flatten(1, 2)
 
 
 def feed_forward(ffn: Dense, weights: Weights, name: str, x: Tensor) -> Tensor:
-    """x [batch, length, hidden] to the same shape."""
+    """x [..., hidden] to the same shape."""
     act = ACTIVATIONS[ffn.activation]
     if ffn.gated:
-        inner = act(weights.linear(f"{name}.gate", x)) * weights.linear(f"{name}.up", x)
+        gate, up = weights.linear(f"{name}.gate", x), weights.linear(f"{name}.up", x)
+        if ffn.limit is not None:
+            gate, up = gate.clamp(max=ffn.limit), up.clamp(-ffn.limit, ffn.limit)
+        inner = act(gate) * (up + ffn.up_offset)
     else:
         inner = act(weights.linear(f"{name}.up", x))
     return weights.linear(f"{name}.down", inner)

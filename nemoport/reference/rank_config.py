@@ -19,11 +19,13 @@ from nemoport.spec import (
     LanguageModel,
     LinearScaling,
     Llama3Scaling,
+    Mixture,
     ModelSpec,
     Norm,
     NormKind,
     Plan,
     Rope,
+    Router,
     check_divisible,
 )
 
@@ -53,6 +55,8 @@ class Architecture:
     """Keys with these defaults, and no other value that runs here."""
     scales_embedding: bool = False
     post_norms: bool = False
+    experts: bool = False
+    """In the place of the feed-forward."""
 
 
 def _llama(config: Config) -> tuple[bool, bool, bool]:
@@ -111,6 +115,7 @@ _GPT_ACTIVATIONS: Mapping[str, Activation] = {**GELU, "squared-relu": "relu2"}
 ARCHITECTURES = {
     "LlamaForCausalLM": _of_llama("llama"),
     "MistralForCausalLM": _of_llama("mistral"),
+    "MixtralForCausalLM": replace(_of_llama("mixtral"), activations={"swiglu": "silu"}, experts=True),
     "Qwen2ForCausalLM": _of_llama("qwen2", _qwen),
     "GPT2LMHeadModel": _of_gpt("gpt", _GPT_ACTIVATIONS),
     "GPTForCausalLM": _of_gpt("gpt", _GPT_ACTIVATIONS),
@@ -167,8 +172,9 @@ def _refuse_unknown(config: Config, path: Path) -> None:
     for key in ("quant_algo", "kv_cache_quant_algo"):
         if quantization.get(key):
             raise UnsupportedInput(f"{path} has {key} {quantization[key]}; the reference runs ranks without one")
-    if (config.get("moe") or {}).get("num_experts"):
-        raise UnsupportedInput(f"{path} has experts; the reference runs ranks of dense models")
+    if bool((config.get("moe") or {}).get("num_experts")) != architecture.experts:
+        has, other = ("no experts", "with") if architecture.experts else ("experts", "without")
+        raise UnsupportedInput(f"{path} has {has}; the reference runs ranks of a {config['architecture']} {other} them")
     if config.get("mapping", {}).get("cp_size", 1) != 1:
         raise UnsupportedInput(f"{path} has cp_size {config['mapping']['cp_size']}; the reference runs cp_size 1")
     known = {"hidden_act": architecture.activations, "position_embedding_type": architecture.positions}
@@ -202,12 +208,13 @@ def _spec(config: Config, windows: Windows) -> ModelSpec:
         scale=1 / math.sqrt(scalar) if scalar else None,
         softcap=config.get("attn_logit_softcapping"),
     )
-    ffn = Dense(
+    dense = Dense(
         intermediate=config.get("intermediate_size") or 4 * hidden,
         activation=architecture.activations[config["hidden_act"]],
         gated=architecture.gated,
         bias=ffn_bias,
     )
+    ffn = _mixture(config["moe"], dense) if architecture.experts else dense
     each = (windows,) if windows is None or isinstance(windows, int) else windows
     return ModelSpec(
         family=architecture.family,
@@ -225,6 +232,17 @@ def _spec(config: Config, windows: Windows) -> ModelSpec:
         embedding_scale=math.sqrt(hidden) if architecture.scales_embedding else None,
         learned_positions=config["position_embedding_type"] == LEARNED,
     )
+
+
+def _mixture(moe: Config, expert: Dense) -> Mixture:
+    """`normalization_mode` 0 takes the softmax over all experts as it is, 1 divides by the sum of the chosen ones
+    (layers/moe.py of tensorrt_llm 0.16, MoeConfig.ExpertScaleNormalizationMode)."""
+    if (mode := moe["normalization_mode"]) not in (0, 1):
+        raise UnsupportedInput(f"moe has normalization_mode {mode}; the reference runs 0 and 1")
+    if moe.get("shared_expert_intermediate_size"):
+        raise UnsupportedInput("moe has a shared expert; the reference runs ranks without one")
+    router = Router(top_k=moe["top_k"], normalized=mode == 1)
+    return Mixture(experts=moe["num_experts"], expert=expert, router=router)
 
 
 def _rope(config: Config, head_dim: int) -> Rope:
@@ -258,7 +276,10 @@ def _scaling(words: Config | None) -> LinearScaling | Llama3Scaling | None:
 
 def _plan(config: Config) -> Plan:
     mapping = config["mapping"]
-    plan = Plan(tp=mapping["tp_size"], pp=mapping["pp_size"], dtype=config["dtype"])
+    ep = mapping.get("moe_ep_size", 1)
+    plan = Plan(tp=mapping["tp_size"], pp=mapping["pp_size"], ep=max(ep, 1), dtype=config["dtype"])
     if plan.tp < 1 or plan.pp < 1 or mapping["world_size"] != plan.world:
         raise ValueError(f"world_size {mapping['world_size']} is not tp_size {plan.tp} times pp_size {plan.pp}")
+    if ep > 1 and mapping["moe_tp_size"] * ep != plan.tp:
+        raise ValueError(f"moe_tp_size {mapping['moe_tp_size']} times moe_ep_size {ep} is not tp_size {plan.tp}")
     return plan

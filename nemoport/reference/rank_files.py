@@ -8,6 +8,8 @@ other. All linear weights are [out, in]; layers count from 0 in every pipeline s
     mlp.fc, mlp.gate        gate and up (in this order), cut along their output
     mlp.proj                down, cut like attention.dense
                             (not gated: mlp.fc is the up-projection)
+    mlp.router              of experts: whole, and float32 always
+    mlp.fc, mlp.proj        of experts: [experts of the rank, up then gate, in] and [experts of the rank, out, in]
     lm_head.weight          rows padded to a multiple of tp, then cut; on the last stage
     vocab_embedding.weight  on the first stage; whole, or cut along `embedding_sharding_dim`
 
@@ -27,10 +29,10 @@ from typing import Any
 
 from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.exporters.dtypes import BY_SAFETENSORS, itemsize
-from nemoport.exporters.tensor import Files, LazyTensor, cut
+from nemoport.exporters.tensor import Files, LazyTensor, cut, squeeze
 from nemoport.reference import rank_config
 from nemoport.reference.rank_config import Windows
-from nemoport.spec import Block, ModelSpec, Plan, tensors
+from nemoport.spec import Block, FeedForward, Mixture, ModelSpec, Plan, tensors
 
 ENDS = {
     "transformer.vocab_embedding": "embed",
@@ -45,6 +47,8 @@ ATTENTION = {
 }
 GATED = {"mlp.fc": ("ffn.gate",), "mlp.gate": ("ffn.up",), "mlp.proj": ("ffn.down",)}
 PLAIN = {"mlp.fc": ("ffn.up",), "mlp.proj": ("ffn.down",)}
+EXPERTS = {"mlp.fc": ("up", "gate"), "mlp.proj": ("down",)}
+"""A stored tensor of a layer, and what of each expert is stacked in it."""
 NORMS = {"post_layernorm": ("ffn_norm",)}
 NORMS_OF_GEMMA_2 = {
     "post_layernorm": ("attn_post_norm",),
@@ -55,6 +59,7 @@ NORMS_OF_GEMMA_2 = {
 
 ADDED_ONCE = re.compile(r"\.(attn\.o|ffn\.down)\.bias$")
 """Whole on every rank, and used by the first of each stage: the others would add it again."""
+ROUTER = re.compile(r"\.mlp\.router\.weight$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,23 +101,40 @@ def _rank(
 ) -> dict[str, LazyTensor]:
     path = directory / f"rank{rank}.safetensors"
     sizes = _local_shapes(spec, plan, axis, rank)
-    layout = _layout(spec.blocks[0], sizes)
+    layout, stacks = _layout(spec.blocks[0], sizes), _stacks(spec.shard(plan, rank))
     stored = _stored(path, files)
     assert plan.dtype is not None
     needed = {
-        name: (plan.dtype, (sum(sizes[part][0] for part in parts), *sizes[parts[0]][1:]))
+        name: ("float32" if ROUTER.search(name) else plan.dtype, _stacked_shape(sizes, parts))
         for name, parts in layout.items()
     }
+    for name, stack in stacks.items():
+        needed[name] = plan.dtype, (len(stack), *_stacked_shape(sizes, stack[0]))
     _check_tensors(path, stored, needed, _buffers(spec))
     local: dict[str, LazyTensor] = {}
     for name, parts in layout.items():
-        start = 0
-        for part in parts:
-            stop = start + sizes[part][0]
-            local[part] = cut(stored[name], 0, start, stop)
-            start = stop
+        local |= _taken_apart(stored[name], parts, sizes)
+    for name, stack in stacks.items():
+        for expert, parts in enumerate(stack):
+            local |= _taken_apart(squeeze(cut(stored[name], 0, expert, expert + 1)), parts, sizes)
     adds_biases = rank % plan.tp == 0
     return {name: tensor for name, tensor in local.items() if adds_biases or not ADDED_ONCE.search(name)}
+
+
+def _taken_apart(
+    stored: LazyTensor, parts: tuple[str, ...], sizes: Mapping[str, tuple[int, ...]]
+) -> dict[str, LazyTensor]:
+    """The canonical tensors that follow one another along the first axis."""
+    found, start = {}, 0
+    for part in parts:
+        stop = start + sizes[part][0]
+        found[part] = cut(stored, 0, start, stop)
+        start = stop
+    return found
+
+
+def _stacked_shape(sizes: Mapping[str, tuple[int, ...]], parts: tuple[str, ...]) -> tuple[int, ...]:
+    return (sum(sizes[part][0] for part in parts), *sizes[parts[0]][1:])
 
 
 def _local_shapes(spec: ModelSpec, plan: Plan, axis: int | None, rank: int) -> dict[str, tuple[int, ...]]:
@@ -132,12 +154,24 @@ def _local_shapes(spec: ModelSpec, plan: Plan, axis: int | None, rank: int) -> d
     return {name: shape for name, shape in sizes.items() if name not in elsewhere}
 
 
+def _stacks(local: ModelSpec) -> dict[str, list[tuple[str, ...]]]:
+    """Stored name -> for each expert of the rank, the canonical tensors that are its place in the stack."""
+    return {
+        f"transformer.layers.{layer}.{stored}.weight": [
+            tuple(f"layers.{layer}.ffn.experts.{expert}.{part}.weight" for part in parts) for expert in block.ffn.local
+        ]
+        for layer, block in enumerate(local.blocks)
+        if isinstance(block.ffn, Mixture)
+        for stored, parts in EXPERTS.items()
+    }
+
+
 def _layout(block: Block, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, ...]]:
     """Stored name -> the canonical tensors stacked in it along the first axis. All blocks are alike."""
     whole: dict[str, tuple[str, ...]] = {stored: (canonical,) for stored, canonical in ENDS.items()}
     of_a_layer = {
         **ATTENTION,
-        **(GATED if block.ffn and block.ffn.gated else PLAIN),
+        **_feed_forward(block.ffn),
         **(NORMS_OF_GEMMA_2 if block.post_norms else NORMS),
     }
     layers = {int(name.split(".")[1]) for name in sizes if name.startswith("layers.")}
@@ -150,6 +184,12 @@ def _layout(block: Block, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, tup
         for kind in ("weight", "bias")
         if f"{parts[0]}.{kind}" in sizes
     }
+
+
+def _feed_forward(ffn: FeedForward | None) -> Mapping[str, tuple[str, ...]]:
+    if isinstance(ffn, Mixture):
+        return {"mlp.router": ("ffn.router",)}
+    return GATED if ffn and ffn.gated else PLAIN
 
 
 def _buffers(spec: ModelSpec) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from nemoport.reference.decoder import enter, only_this_step, project
-from nemoport.reference.layers import attention, capped, feed_forward
+from nemoport.reference.experts import feed
+from nemoport.reference.layers import attention, capped
 from nemoport.reference.steps import Cache, Places
 from nemoport.reference.weights import Weights
 from nemoport.spec import Block, ModelSpec, Plan
@@ -38,8 +39,8 @@ class RankedDecoder:
         ranks = self._stage(0)
         x = [enter(self.spec, rank, part, places) for rank, part in zip(ranks, self._embed(tokens), strict=True)]
         for stage in range(self.plan.pp):
-            for layer, block in enumerate(self._local(stage).blocks):
-                x = self._block(block, stage, layer, x, places, cache)
+            for layer, blocks in enumerate(zip(*self._local(stage), strict=True)):
+                x = self._block(blocks, stage, layer, x, places, cache)
         return torch.stack(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -61,22 +62,25 @@ class RankedDecoder:
                 return [torch.cat([rank.gather("embed.weight", tokens) for rank in ranks], dim=-1)] * len(ranks)
 
     def _block(
-        self, block: Block, stage: int, layer: int, x: list[Tensor], places: Places, cache: Cache | None
+        self, blocks: Sequence[Block], stage: int, layer: int, x: list[Tensor], places: Places, cache: Cache | None
     ) -> list[Tensor]:
+        """`blocks`: what each rank of the stage has of the layer."""
         ranks, norm, name = self._stage(stage), self.spec.norm, f"layers.{layer}"
-        if block.mixer:
+        if blocks[0].mixer:
             parts = []
-            for position, rank in enumerate(ranks):
+            for position, (rank, block) in enumerate(zip(ranks, blocks, strict=True)):
+                assert block.mixer
                 extend = partial(cache.extend, (stage, position, layer)) if cache else only_this_step
                 normed = rank.norm(f"{name}.attn_norm", norm, x[position])
                 parts.append(attention(block.mixer, norm, rank, f"{name}.attn", normed, places, extend))
-            x = add(x, self._post_norm(block, ranks, f"{name}.attn_post_norm", all_reduce(parts)))
-        if block.ffn:
+            x = add(x, self._post_norm(blocks[0], ranks, f"{name}.attn_post_norm", all_reduce(parts)))
+        if blocks[0].ffn:
             parts = []
-            for position, rank in enumerate(ranks):
+            for position, (rank, block) in enumerate(zip(ranks, blocks, strict=True)):
+                assert block.ffn
                 normed = rank.norm(f"{name}.ffn_norm", norm, x[position])
-                parts.append(feed_forward(block.ffn, rank, f"{name}.ffn", normed))
-            x = add(x, self._post_norm(block, ranks, f"{name}.ffn_post_norm", all_reduce(parts)))
+                parts.append(feed(block.ffn, rank, f"{name}.ffn", normed))
+            x = add(x, self._post_norm(blocks[0], ranks, f"{name}.ffn_post_norm", all_reduce(parts)))
         return x
 
     def _post_norm(self, block: Block, ranks: Sequence[Weights], name: str, x: list[Tensor]) -> list[Tensor]:
@@ -87,9 +91,10 @@ class RankedDecoder:
     def _stage(self, stage: int) -> tuple[Weights, ...]:
         return self.ranks[stage * self.plan.tp : (stage + 1) * self.plan.tp]
 
-    def _local(self, stage: int) -> ModelSpec:
-        """What each rank of a stage sees; they differ in their weights only."""
-        return self.spec.shard(self.plan, stage * self.plan.tp)
+    def _local(self, stage: int) -> list[tuple[Block, ...]]:
+        """The layers of a stage as each of its ranks sees them; ranks have other experts, and else other weights."""
+        first = stage * self.plan.tp
+        return [self.spec.shard(self.plan, rank).blocks for rank in range(first, first + self.plan.tp)]
 
 
 def all_reduce(parts: Sequence[Tensor]) -> list[Tensor]:

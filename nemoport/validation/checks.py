@@ -48,15 +48,18 @@ class Expected:
 
     logits: Logits
     floor: Distance | None = None
+    farthest: Distance | None = None
+    """What it loses so at the worst position of any prompt, where a router chooses: of two experts that the dtype
+    cannot tell apart the artifact may take the other, at another position than the source did."""
 
     @property
     def gate(self) -> Gate:
-        if self.floor is None:
+        if (floor := self.farthest or self.floor) is None:
             return FLOAT32
         return Gate(
-            relative=max(FLOAT32.relative, OVER_FLOOR.relative * self.floor.relative),
-            worst=max(FLOAT32.worst, OVER_FLOOR.worst * self.floor.worst),
-            kl_mean=max(FLOAT32.kl_mean, OVER_FLOOR.kl_mean * self.floor.kl_mean),
+            relative=max(FLOAT32.relative, OVER_FLOOR.relative * floor.relative),
+            worst=max(FLOAT32.worst, OVER_FLOOR.worst * floor.worst),
+            kl_mean=max(FLOAT32.kl_mean, OVER_FLOOR.kl_mean * floor.kl_mean),
         )
 
 

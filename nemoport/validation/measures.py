@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,24 @@ def distance(found: Logits, wanted: Logits) -> Distance:
         kl_mean=float(divergence.mean()),
         kl_max=float(divergence.max()),
         top1=float(agree.mean()),
+    )
+
+
+def farthest(pairs: Iterable[tuple[Logits, Logits]]) -> Distance:
+    """The distances of single positions, found and wanted, at their worst."""
+    each = [
+        distance(found[None], wanted[None])
+        for a, b in pairs
+        for found, wanted in zip(a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1]), strict=True)
+    ]
+    return Distance(
+        relative=max(one.relative for one in each),
+        worst=max(one.worst for one in each),
+        max_abs=max(one.max_abs for one in each),
+        cosine=min(one.cosine for one in each),
+        kl_mean=max(one.kl_mean for one in each),
+        kl_max=max(one.kl_max for one in each),
+        top1=min(one.top1 for one in each),
     )
 
 

@@ -16,10 +16,11 @@ from nemoport.exporters import source
 from nemoport.exporters.checkpoint import Model
 from nemoport.exporters.tensor import LazyTensor
 from nemoport.runner.model import LoadOptions
+from nemoport.spec import Mixture
 from nemoport.validation import checks, layers
 from nemoport.validation.checks import Expected
 from nemoport.validation.executions import EXECUTIONS, KEEP, Execution, ask
-from nemoport.validation.measures import distance
+from nemoport.validation.measures import distance, farthest
 from nemoport.validation.prompts import LONGEST, Prompt, prompts, windows
 from nemoport.validation.report import Check, Report
 from nemoport.validation.subject import Origin, Subject, is_artifact, of_artifact, of_repository, origin, verify
@@ -109,12 +110,16 @@ def _expected(
     noisy = None
     if execution.computes_in != "float32":
         noisy = reference.load(model.spec, weights, dtype=execution.computes_in, keep=KEEP, device=reference.device())
-    expected = {}
-    for prompt in asked:
-        wanted = ask(exact, prompt)
-        floor = distance(ask(noisy, prompt)[prompt.real], wanted[prompt.real]) if noisy else None
-        expected[prompt] = Expected(logits=wanted, floor=floor)
-    return expected
+    wanted = {prompt: ask(exact, prompt) for prompt in asked}
+    if noisy is None:
+        return {prompt: Expected(logits=logits) for prompt, logits in wanted.items()}
+    pairs = {prompt: (ask(noisy, prompt)[prompt.real], logits[prompt.real]) for prompt, logits in wanted.items()}
+    routed = any(isinstance(block.ffn, Mixture) for block in model.spec.blocks)
+    worst = farthest(pairs.values()) if routed else None
+    return {
+        prompt: Expected(logits=logits, floor=distance(*pairs[prompt]), farthest=worst)
+        for prompt, logits in wanted.items()
+    }
 
 
 def _notes(model: Model) -> tuple[str, ...]:

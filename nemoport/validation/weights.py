@@ -56,7 +56,10 @@ def of_ranks(ranked: rank_files.Ranked, spec: ModelSpec) -> tuple[Share, ...]:
         for name, tensor in local.items():
             whole = _renumbered(name, stage * layers)
             added = plus if name.endswith("norm.weight") else 0.0
-            held.append(Share(whole, tensor, f"rank{rank}.safetensors", position, ranked.plan.tp, added))
+            cuts = (position, ranked.plan.tp)
+            if ".experts." in name:  # cut over the ranks that have it
+                cuts = (position // ranked.plan.ep, ranked.plan.expert_tp)
+            held.append(Share(whole, tensor, f"rank{rank}.safetensors", *cuts, added))
     return tuple(held)
 
 

@@ -12,13 +12,14 @@ from nemoport.errors import DamagedInput
 from nemoport.exporters import source
 from nemoport.exporters.configs import Dialect, Together
 from nemoport.exporters.words import PLAIN, PerLayer, Words, spec_of
-from nemoport.spec import LinearScaling, Llama3Scaling, ModelSpec
+from nemoport.spec import Groups, LinearScaling, Llama3Scaling, ModelSpec, YarnScaling
 
 LAYERS = 4
 AWKWARD = {"hidden_size": 10, "heads": 10, "kv_heads": 5, "head_dim": 6}
 EVEN = {"hidden_size": 60, "heads": 10, "kv_heads": 10, "head_dim": 6}
 """Where a format divides the hidden size by the heads."""
 SIZES = {"vocab_size": 131, "max_positions": 77, "layers": LAYERS, "intermediate": 20, "eps": 1e-6, "rope_base": 5e4}
+EXPERTS = {"experts": 10, "top_k": 3, "expert_intermediate": 20}
 
 OPTIONS: Mapping[str, tuple[Any, ...]] = {
     "tied": (True, False),
@@ -30,12 +31,28 @@ OPTIONS: Mapping[str, tuple[Any, ...]] = {
     "window": (5,),
     "rope_base": (3e3,),
     "rope_fraction": (4 / 6, 1.0),
-    "rope_scaling": (LinearScaling(factor=3.0), Llama3Scaling(factor=4.0, original_max_positions=64)),
+    "rope_scaling": (
+        LinearScaling(factor=3.0),
+        Llama3Scaling(factor=4.0, original_max_positions=64),
+        YarnScaling(factor=4.0, original_max_positions=16, beta_fast=4.0, truncate=False),
+    ),
     "scale": (24**-0.5, None),
     "softcap": (3.0, None),
     "logit_softcap": (4.0, None),
     "activation": ("gelu", "gelu_tanh", "relu2", "silu"),
+    "ffn_limit": (0.5,),
+    "router_normalized": (True, False),
+    "router_score": ("sigmoid",),
+    "router_scale": (2.5,),
+    "expert_bias": (True,),
+    "shared_intermediate": (30,),
 }
+TOGETHER: tuple[dict[str, Any], ...] = (
+    {"router_normalized": False, "expert_groups": Groups(5, 3, 1)},
+    {"router_score": "sigmoid", "expert_bias": True, "top_k": 4, "expert_groups": Groups(5, 2, 2), "router_scale": 2.5},
+    {"ffn": PerLayer(("dense", "mixture", "mixture", "dense")), "intermediate": 20},
+)
+"""Options that go together only."""
 
 
 def _turns(first: Any, second: Any) -> PerLayer:
@@ -78,6 +95,7 @@ def _said(dialect: Dialect) -> Iterator[tuple[str, Words]]:
     variations += [{word: yes for word in BIASES if word in spoken} for yes in (True, False)]
     together = (("window",), BLOCKS, tuple(ALTERNATING))
     variations += [{word: ALTERNATING[word] for word in words if word in spoken} for words in together]
+    variations += [changes for changes in TOGETHER if changes.keys() <= spoken]
     for changes in variations:
         words = {**base, **changes}
         if changes and dialect.saying(words):
@@ -86,11 +104,13 @@ def _said(dialect: Dialect) -> Iterator[tuple[str, Words]]:
 
 def _base(dialect: Dialect, spoken: set[str]) -> Words:
     """The plainest model that the dialect says: what it writes of a plain one says something."""
-    needed = product((AWKWARD, EVEN), (False, True), (None, 24**-0.5), ("silu", "gelu_tanh"))
-    for sizes, tied, scale, activation in needed:
+    needed = product((AWKWARD, EVEN), (False, True), (None, 24**-0.5), ("silu", "gelu_tanh"), (None, 30))
+    for sizes, tied, scale, activation, shared in needed:
         of_start = {"tied": tied, "scale": scale, "activation": activation}
+        of_start |= {"shared_intermediate": shared, "shared_gate": shared is not None}
         start = {**PLAIN, **SIZES, **sizes, **of_start, **dialect.fixed}
         start |= {} if "rope_base" in spoken else {"rope_base": None}
+        start |= EXPERTS | {"ffn": "mixture"} if "experts" in spoken else {}
         start |= {"embedding_scale": sizes["hidden_size"] ** 0.5} if "embedding_scale" in spoken else {}
         try:
             config = dialect.write(start)

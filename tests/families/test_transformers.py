@@ -44,7 +44,12 @@ GPT2 = {"n_embd": 48, "n_head": 6, "n_layer": LAYERS, "vocab_size": VOCAB, "n_po
 
 
 def rope(**words: Any) -> dict[str, Any]:
-    return {"rope_parameters": {"rope_type": "default", **words}}
+    return {"rope_parameters": {"rope_type": "default"} | words}
+
+
+EXPERTS = {"num_experts_per_tok": 2}
+QWEN_EXPERTS = EXPERTS | {"num_experts": 5, "moe_intermediate_size": 28}
+RANKED_EXPERTS = ({"tp": 2}, {"tp": 2, "ep": 2}, {"tp": 2, "pp": 2, "ep": 2})
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,45 @@ CASES = {
     ),
     "phi3": Case("Phi3", SIZES | {"sliding_window": 6} | rope(rope_theta=500.0, partial_rotary_factor=0.5), "phi3", ()),
     "starcoder2": Case("Starcoder2", SIZES | {"sliding_window": 6} | rope(rope_theta=500.0), "starcoder2"),
+    "mixtral": Case(
+        "Mixtral", HEADS_OF_10 | EXPERTS | {"num_local_experts": 4} | rope(rope_theta=500.0), "mixtral", RANKED_EXPERTS
+    ),
+    "mixtral, window, top 1": Case(
+        "Mixtral",
+        HEADS_OF_10 | {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 5} | rope(rope_theta=500.0),
+        "mixtral",
+    ),
+    "qwen3 moe": Case(
+        "Qwen3Moe", HEADS_OF_10 | QWEN_EXPERTS | {"norm_topk_prob": True} | rope(rope_theta=500.0), "qwen3_moe", ()
+    ),
+    "qwen3 moe, dense layers": Case(
+        "Qwen3Moe",
+        HEADS_OF_10 | QWEN_EXPERTS | {"mlp_only_layers": [0, 2], "attention_bias": True} | rope(rope_theta=500.0),
+        "qwen3_moe",
+        (),
+    ),
+    "qwen2 moe": Case(
+        "Qwen2Moe",
+        SIZES | QWEN_EXPERTS | {"shared_expert_intermediate_size": 40} | rope(rope_theta=500.0),
+        "qwen3_moe",
+        (),
+    ),
+    "gpt oss": Case(
+        "GptOss",
+        HEADS_OF_10
+        | {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 5, "swiglu_limit": 0.5}
+        | rope(
+            rope_theta=500.0,
+            rope_type="yarn",
+            factor=8.0,
+            original_max_position_embeddings=16,
+            beta_fast=8.0,
+            beta_slow=1.0,
+            truncate=False,
+        ),
+        "gpt_oss",
+        (),
+    ),
     "starcoder2 without bias": Case(
         "Starcoder2", SIZES | {"use_bias": False, "tie_word_embeddings": False} | rope(rope_theta=500.0), "starcoder2"
     ),

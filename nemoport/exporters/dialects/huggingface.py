@@ -79,6 +79,20 @@ def huggingface_sizes(
     )
 
 
+def experts(count: str, width: str) -> tuple[Row, ...]:
+    """The keys that differ are those of how many experts there are, and of how wide. For the first, transformers 5
+    saves a name of its own."""
+    return (
+        Keys(
+            "experts",
+            lambda config: whole_number(config[count if config.get(count) is not None else "num_local_experts"]),
+            lambda experts: {count: experts},
+        ),
+        Key("top_k", "num_experts_per_tok", into=whole_number),
+        Key("expert_intermediate", width, into=whole_number),
+    )
+
+
 RMS_EPS = Key("eps", "rms_norm_eps", 1e-6, number)
 HUGGINGFACE_ACTIVATIONS = {
     "silu": "silu",

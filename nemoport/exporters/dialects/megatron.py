@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemoport.exporters.configs import (
+    MOST_LAYERS,
+    PRESENT,
     AnyOf,
     Config,
     Dialect,
     Key,
     Keys,
     Mark,
+    NoneOf,
     Row,
+    Together,
     flag,
     layers,
     number,
@@ -24,7 +28,8 @@ from nemoport.exporters.dialects.rows import (
     biased,
     without,
 )
-from nemoport.spec import LinearScaling, Llama3Scaling
+from nemoport.exporters.words import Words, by_layer, collapsed
+from nemoport.spec import Groups, LinearScaling, Llama3Scaling
 
 
 def _megatron_scaling(config: Config) -> Scaling:
@@ -150,6 +155,95 @@ _TO_GELU = {"gelu": {"activation_func": "gelu"}, "gelu_tanh": {"activation_func"
 MEGATRON_GELU = Keys("activation", _megatron_gelu, lambda name: dict(_TO_GELU.get(name, {})))
 
 
+def _kinds(config: Config) -> Words:
+    """`moe_layer_freq` n: every nth layer from the first on has experts; or a 1 for each that has, 0 for the others."""
+    count, every = layers(config["num_layers"]), config.get("moe_layer_freq") or 1
+    if isinstance(every, str):  # of the command line: ([0]*1+[1]*26)
+        every = _pattern(every)
+    has = [layer % whole_number(every) == 0 for layer in range(count)] if not isinstance(every, list) else every
+    if len(has) != count or not all(each in (0, 1) for each in has):
+        raise ValueError(f"moe_layer_freq {every!r} of {count} layers")
+    return {"ffn": collapsed(["mixture" if each else "dense" for each in has])}
+
+
+def _pattern(text: str) -> list[int] | int:
+    """Lists of numbers, repeated and joined: what Megatron-LM evaluates, read without evaluating it."""
+    if text.strip().isdecimal():
+        return int(text)
+    found: list[int] = []
+    for term in text.replace(" ", "").replace("(", "").replace(")", "").split("+"):
+        numbers, _, times = term.partition("*")
+        found += [int(number) for number in numbers.strip("[]").split(",")] * int(times or 1)
+        if len(found) > MOST_LAYERS:
+            raise ValueError(text)
+    return found
+
+
+def _to_kinds(words: Words) -> dict[str, Any]:
+    return {"moe_layer_freq": [int(kind == "mixture") for kind in by_layer(words, "ffn")]}
+
+
+def _scores(config: Config) -> Words:
+    """A softmax after the choice is a normalized one; sigmoids are always divided by their sum, a single one is not
+    (topk_routing_with_score_function of moe_utils.py)."""
+    score, before = (
+        config.get("moe_router_score_function") or "softmax",
+        flag(config.get("moe_router_pre_softmax", False)),
+    )
+    if score not in ("softmax", "sigmoid"):
+        raise ValueError(score)
+    if score == "softmax" and not before and config.get("moe_router_group_topk"):
+        raise ValueError("groups of experts by their logits, which nemoport does not know")
+    alone = (config.get("moe_router_topk") or 2) == 1
+    return {"router_score": score, "router_normalized": not alone if score == "sigmoid" else not before}
+
+
+def _to_scores(words: Words) -> dict[str, Any]:
+    before = words["router_score"] == "softmax" and not words["router_normalized"]
+    return {"moe_router_score_function": words["router_score"], "moe_router_pre_softmax": before}
+
+
+def _groups(config: Config) -> Groups | None:
+    """A group's score is the sum of its best `topk // group_topk` (group_limited_topk of moe_utils.py)."""
+    if not (top := config.get("moe_router_group_topk")):
+        return None
+    top = whole_number(top)
+    return Groups(whole_number(config["moe_router_num_groups"]), top, whole_number(config["moe_router_topk"]) // top)
+
+
+def _to_groups(groups: Groups | None) -> dict[str, Any]:
+    return {
+        "moe_router_num_groups": groups and groups.count,
+        "moe_router_group_topk": groups and groups.top,
+    }
+
+
+MEGATRON_EXPERTS: tuple[Row, ...] = (
+    Key("intermediate", "ffn_hidden_size", lambda words: 4 * words["hidden_size"], whole_number),
+    Together(("ffn",), _kinds, _to_kinds),
+    Key("experts", "num_moe_experts", into=whole_number),
+    Key("top_k", "moe_router_topk", 2, whole_number),
+    Key("expert_intermediate", "moe_ffn_hidden_size", lambda words: words["intermediate"], whole_number),
+    Together(("router_score", "router_normalized"), _scores, _to_scores),
+    Key("router_scale", "moe_router_topk_scaling_factor", 1.0, number),
+    Keys("expert_groups", _groups, _to_groups),
+    Key("expert_bias", "moe_router_enable_expert_bias", False, flag),
+    Key("shared_intermediate", "moe_shared_expert_intermediate_size", None, whole_number),
+    Key("shared_gate", "moe_shared_expert_gate", False, flag),
+    *biased("add_bias_linear", "router_bias", default=True),
+)
+WITH_EXPERTS = (
+    Mark("num_moe_experts", PRESENT),
+    Mark("moe_router_load_balancing_type", NoneOf(("sinkhorn", ["sinkhorn"]))),
+    Mark("moe_expert_capacity_factor", None),
+    Mark("moe_latent_size", None),
+    Mark("moe_apply_probs_on_input", False, absent=False),
+)
+"""Routing that depends on the other tokens of a batch, or that lets tokens go, has no counterpart outside training."""
+
+NO_SINKS = (Mark("softmax_type", "vanilla", absent="vanilla"), Mark("activation_func_clamp_value", None))
+
+
 def megatron(
     *rows: Row,
     marks: Marks,
@@ -157,8 +251,9 @@ def megatron(
     constants: Mapping[str, Any] | None = None,
     blocks: Marks = ALIKE,
 ) -> Dialect:
+    own = {mark.key for mark in marks}
     return Dialect(
-        marks=(*marks, *blocks, *_NOT_YET),
+        marks=(*marks, *blocks, *(mark for mark in _NOT_YET if mark.key not in own)),
         rows=(*without(_MEGATRON_ROWS, rows), *rows),
         fixed=fixed,
         constants=constants or {},

@@ -17,9 +17,9 @@ from nemoport.exporters.configs import (
     number,
     whole_number,
 )
-from nemoport.spec import LinearScaling, Llama3Scaling
+from nemoport.spec import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
-Scaling = LinearScaling | Llama3Scaling | None
+Scaling = RopeScaling
 Marks = tuple[Mark, ...]
 
 
@@ -35,7 +35,7 @@ def scaled_by_root(key: str) -> Keys:
 
 def without(shared: Sequence[Row], rows: Sequence[Row]) -> tuple[Row, ...]:
     """The shared rows of words that a family does not say in a way of its own."""
-    said = {word for row in rows if isinstance(row, Together) for word in row.words}
+    said = {word for row in rows for word in (row.words if isinstance(row, Together) else (row.word,))}
     return tuple(row for row in shared if isinstance(row, Together) or row.word not in said)
 
 
@@ -52,7 +52,24 @@ def scaling_of(rope: Config) -> Scaling:
                 high_freq_factor=number(rope["high_freq_factor"]),
                 original_max_positions=whole_number(rope["original_max_position_embeddings"]),
             )
-    raise UnsupportedInput(f"the config scales rope by {kind!r}; nemoport knows default, linear and llama3")
+        case "yarn":
+            return yarn_of(rope)
+    raise UnsupportedInput(f"the config scales rope by {kind!r}; nemoport knows default, linear, llama3 and yarn")
+
+
+def yarn_of(rope: Config) -> YarnScaling:
+    """transformers takes both of `mscale` and `mscale_all_dim` or none (modeling_rope_utils.py)."""
+    mscales = {key: number(rope[key]) for key in ("mscale", "mscale_all_dim") if rope.get(key)}
+    said = rope.get("attention_factor")
+    return YarnScaling(
+        factor=number(rope["factor"]),
+        original_max_positions=whole_number(rope["original_max_position_embeddings"]),
+        beta_fast=number(rope.get("beta_fast") or 32.0),
+        beta_slow=number(rope.get("beta_slow") or 1.0),
+        **(mscales if len(mscales) == 2 else {}),
+        attention_factor=None if said is None else number(said),
+        truncate=flag(rope.get("truncate", True)),
+    )
 
 
 def to_scaling(scaling: Scaling) -> dict[str, Any] | None:
@@ -67,6 +84,19 @@ def to_scaling(scaling: Scaling) -> dict[str, Any] | None:
             }
         case LinearScaling():
             return {"rope_type": "linear", "factor": scaling.factor}
+        case YarnScaling():
+            mscales = {"mscale": scaling.mscale, "mscale_all_dim": scaling.mscale_all_dim}
+            factor = scaling.attention_factor
+            return {
+                "rope_type": "yarn",
+                "factor": scaling.factor,
+                "original_max_position_embeddings": scaling.original_max_positions,
+                "beta_fast": scaling.beta_fast,
+                "beta_slow": scaling.beta_slow,
+                "truncate": scaling.truncate,
+                **(mscales if scaling.mscale_all_dim else {}),
+                **({} if factor is None else {"attention_factor": factor}),
+            }
     return None
 
 

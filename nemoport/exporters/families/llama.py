@@ -22,7 +22,14 @@ from nemoport.exporters.dialects.megatron import (
     megatron,
 )
 from nemoport.exporters.dialects.rows import Marks, biased
-from nemoport.exporters.dialects.trtllm import TRTLLM_ROPE, TRTLLM_ROTARY, no_experts, trtllm
+from nemoport.exporters.dialects.trtllm import (
+    OF_LLAMA,
+    OF_LLAMA_AND_QWEN,
+    TRTLLM_ROPE,
+    TRTLLM_ROTARY,
+    no_experts,
+    trtllm,
+)
 from nemoport.exporters.rules import Column
 
 MEGATRON = megatron(
@@ -62,14 +69,6 @@ HUGGINGFACE = (
 )
 
 _TRTLLM = (Mark("hidden_act", "silu"), *TRTLLM_ROTARY)
-_TRTLLM_CONSTANTS = {
-    "fc_after_embed": False,
-    "use_input_layernorm_in_first_layer": True,
-    "use_last_layernorm": True,
-    "layer_idx_offset": 0,
-    "disable_weight_only_quant_plugin": False,
-    "moe": no_experts(None),
-}
 TRTLLM = (
     trtllm(
         "LlamaForCausalLM",
@@ -77,14 +76,15 @@ TRTLLM = (
         *biased("attn_bias", "qkv_bias", "out_bias"),
         *biased("mlp_bias", "ffn_bias"),
         marks=_TRTLLM,
-        constants=_TRTLLM_CONSTANTS | {"residual_mlp": False, "remove_duplicated_kv_heads": False},
+        constants=OF_LLAMA | {"moe": no_experts(None)},
     ),
     trtllm(
         "Qwen2ForCausalLM",
         *TRTLLM_ROPE,
         marks=_TRTLLM,
         fixed={"qkv_bias": True},
-        constants=_TRTLLM_CONSTANTS | {"qwen_type": "qwen2", "attn_bias": True, "mlp_bias": False},
+        constants=OF_LLAMA_AND_QWEN
+        | {"moe": no_experts(None), "qwen_type": "qwen2", "attn_bias": True, "mlp_bias": False},
     ),
 )
 

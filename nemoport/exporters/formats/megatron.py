@@ -13,7 +13,7 @@ from typing import Any
 from nemoport.errors import DamagedInput
 from nemoport.exporters.configs import MOST_LAYERS
 from nemoport.exporters.formats.unpickle import EnumValue, Name
-from nemoport.exporters.tensor import LazyTensor, cut, squeeze
+from nemoport.exporters.tensor import LazyTensor, unstacked
 
 MASTERS = "float32 weights of the optimizer"
 SKIPPED = {
@@ -162,9 +162,9 @@ def _layers(name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:
     place = name.removeprefix(_STACK)
     if place == name or place.partition(".")[0].isdecimal():
         return {name: tensor}
-    if not tensor.shape or not 0 < (count := tensor.shape[0]) <= MOST_LAYERS:
+    if not tensor.shape or not 0 < tensor.shape[0] <= MOST_LAYERS:
         raise DamagedInput(f"{name} has shape {list(tensor.shape)}, its first axis should be the layers")
-    return {f"{_STACK}{layer}.{place}": squeeze(cut(tensor, 0, layer, layer + 1)) for layer in range(count)}
+    return {f"{_STACK}{layer}.{place}": one for layer, one in enumerate(unstacked(tensor))}
 
 
 def skipped_by(name: str) -> str | None:

@@ -24,10 +24,10 @@ LOADS = ("transformers 4.43 or later", "vLLM", "SGLang", "TensorRT-LLM 1.0 or la
 
 
 def output(model: Model, plan: Plan) -> Output:
-    if plan.world > 1:
+    if plan.world > 1 or plan.ep > 1:
         raise UsageError(
-            f"--to hf writes one model for any number of ranks, tp={plan.tp} pp={plan.pp} was asked for; "
-            "leave both out and give them to the runtime, or use --to trtllm"
+            f"--to hf writes one model for any number of ranks, tp={plan.tp} pp={plan.pp} ep={plan.ep} was asked for; "
+            "leave them out and give them to the runtime, or use --to trtllm"
         )
     table = column(model.spec.family, "huggingface", "it can be written as onnx")
     dtype = plan.dtype or model.dtype
@@ -39,8 +39,8 @@ def output(model: Model, plan: Plan) -> Output:
             fields = spread(binding.stored, tensor, DIALECT, dtype)
             slots.extend(Slot(name, each, parts, made) for name, each, made in fields)
             continue
-        kept = cast(tensor, plan.dtype or tensor.dtype)
-        slots.append(Slot(binding.stored, kept, parts, f"cast to {plan.dtype}" if kept is not tensor else ""))
+        kept = cast(tensor, binding.dtype or plan.dtype or tensor.dtype)
+        slots.append(Slot(binding.stored, kept, parts, f"cast to {kept.dtype}" if kept is not tensor else ""))
     special = tokenizer.special_ids(model.checkpoint.tokenizer) if model.checkpoint.tokenizer else {}
     special |= {key: model.checkpoint.config[key] for key in _IDS if model.checkpoint.config.get(key) is not None}
     config = configs.write(table.dialects, model.spec, "convert it to onnx") | {"torch_dtype": dtype} | special

@@ -3,7 +3,8 @@
 Loaded by TensorRT-LLM 0.8 to 1.2 (`trtllm-build`). Format, as tensorrt_llm 0.16 reads it (models/modeling_utils.py,
 mapping.py): rank = stage * tp + position; equal blocks of layers a stage, renumbered from 0; the embedding on the first
 stage, final norm and head on the last; q, k and v fused for each rank; KV heads repeated when there are fewer than
-ranks; head rows padded with zeros until they divide; the embedding whole on every rank of its stage.
+ranks; head rows padded with zeros until they divide; the embedding whole on every rank of its stage. Of experts, ep
+neighbouring ranks hold each a run of them, and tp / ep ranks cut the same ones among them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from nemoport.exporters import configs
 from nemoport.exporters.checkpoint import Model, Output, Quantized, Slot, TensorFile
 from nemoport.exporters.encoding import SCALAR, Encoded, check_shared, spread
 from nemoport.exporters.formats import safetensors, tokenizer
-from nemoport.exporters.layouts import PLUS_ONE, Layout
+from nemoport.exporters.layouts import Layout
 from nemoport.exporters.rules import Binding, Column, written
 from nemoport.exporters.sharding import Sharding, shard
 from nemoport.exporters.source import column
@@ -91,8 +92,9 @@ def _rank(model: Model, table: Column, plan: Plan, dtype: str, rank: int) -> Ten
             fields = spread(binding.stored, joined, DIALECT, dtype)
             slots.extend(Slot(name, each, names, made or what) for name, each, made in fields)
             continue
-        what = _transform(model, parts, binding.layout, dtype)
-        slots.append(Slot(binding.stored, cast(joined, dtype), names, what))
+        kept = binding.dtype or dtype
+        what = _transform(model, parts, binding.layout, kept)
+        slots.append(Slot(binding.stored, cast(joined, kept), names, what))
     return safetensors.file(f"rank{rank}.safetensors", safetensors.ordered(slots))
 
 
@@ -102,11 +104,13 @@ def _shares(model: Model, table: Column, plan: Plan, rank: int) -> dict[str, _Sh
     layers = len(model.spec.blocks) // plan.pp
     held = {}
     sharding = SHARDING if table.own_head else ONE_TABLE
+    mine = tensors(_headed(table, model.spec).shard(plan, rank))
     for name, spec in tensors(_headed(table, model.spec)).items():
         local = _local_name(name, stage, layers, plan.pp)
-        if local is not None:
+        if local in mine:
             source = "embed.weight" if name == "head.weight" and model.spec.head.tied else name
-            tensor, share = shard(model.tensors[source], spec, sharding, plan.tp, position)
+            cuts = (plan.expert_tp, position // plan.ep) if ".experts." in name else (plan.tp, position)
+            tensor, share = shard(model.tensors[source], spec, sharding, *cuts)
             held[local] = _Share(source, tensor, TensorSpec(local, share.axes))
     return held
 
@@ -147,8 +151,8 @@ def _said(table: Column, spec: ModelSpec) -> ModelSpec:
 def _transform(model: Model, parts: list[_Share], layout: Layout, dtype: str) -> str:
     steps = [
         "shard" if any(part.tensor.shape != model.tensors[part.name].shape for part in parts) else "",
-        "join rows" if len(parts) > 1 else "",
-        layout.name if layout is PLUS_ONE else "",
+        "join rows" if len(parts) > 1 and layout.whole_rows else "",
+        layout.name if not layout.whole_rows else "",
         f"cast to {dtype}" if any(part.tensor.dtype != dtype for part in parts) else "",
     ]
     return ", ".join(step for step in steps if step)
@@ -214,8 +218,8 @@ def _config(table: Column, spec: ModelSpec, plan: Plan, dtype: str) -> dict[str,
             "cp_size": 1,
             "tp_size": plan.tp,
             "pp_size": plan.pp,
-            "moe_tp_size": plan.tp,
-            "moe_ep_size": 1,
+            "moe_tp_size": plan.expert_tp,
+            "moe_ep_size": plan.ep,
         },
         "quantization": {
             "quant_algo": None,

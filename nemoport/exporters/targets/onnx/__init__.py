@@ -20,6 +20,8 @@ from nemoport.exporters.tensor import LazyTensor, cast
 from nemoport.spec import ModelSpec, Plan, Rope
 from nemoport.spec import tensors as canonical_tensors
 
+CHOOSES = ".router.expert_bias"
+"""Its small steps decide between experts; 16 bits would round them away."""
 GRAPH, DATA = "model.onnx", "model.onnx.data"
 
 LOADS = {
@@ -49,9 +51,10 @@ def output(model: Model, plan: Plan) -> Output:
 
 
 def _check(dtype: str, plan: Plan) -> None:
-    if plan.tp != 1:
+    if plan.tp != 1 or plan.ep != 1:
+        what = f"tp={plan.tp}" if plan.tp != 1 else f"ep={plan.ep}"
         raise UsageError(
-            f"tp={plan.tp} does not exist for ONNX, whose runtimes load one whole graph; use tp 1, or shard with "
+            f"{what} does not exist for ONNX, whose runtimes load one whole graph; use {what[:2]} 1, or shard with "
             "--to trtllm, or with --to hf and let vLLM shard while it loads"
         )
     if plan.pp != 1:
@@ -63,6 +66,7 @@ def _check(dtype: str, plan: Plan) -> None:
 
 
 def _slot(name: str, tensor: LazyTensor, dtype: str) -> Slot:
+    dtype = "float32" if name.endswith(CHOOSES) else dtype
     transform = "" if tensor.dtype == dtype else f"cast to {dtype}"
     return Slot(name, cast(tensor, dtype), parts=(name,), transform=transform)
 

@@ -7,14 +7,16 @@ Transpose stands before each MatMul: runtimes fold it when they load, and writin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from onnx import TensorProto
 
 from nemoport.exporters.dtypes import DTYPES
+from nemoport.exporters.targets.onnx.experts import mixture
+from nemoport.exporters.targets.onnx.feed_forward import feed_forward, linear, matmul
 from nemoport.exporters.targets.onnx.graph import Graph
-from nemoport.spec import Activation, Attention, Dense, ModelSpec, Norm, Rope
+from nemoport.spec import Attention, Dense, FeedForward, Mixture, ModelSpec, Norm, Rope
 
 SWAP_HEADS_AND_SEQUENCE = [0, 2, 1, 3]
 HIDDEN = -3.0e38
@@ -51,12 +53,13 @@ def decoder(graph: Graph, spec: ModelSpec, tables: Mapping[Rope, Tables], dtype:
                 mixed = _norm(graph, spec.norm, f"{layer}.attn_post_norm", mixed, dtype)
             x = graph.add("Add", f"{layer}.attn_residual", x, mixed)
         if block.ffn:
-            fed = _ffn(graph, block.ffn, f"{layer}.ffn", _norm(graph, spec.norm, f"{layer}.ffn_norm", x, dtype))
+            normed = _norm(graph, spec.norm, f"{layer}.ffn_norm", x, dtype)
+            fed = _feed(graph, block.ffn, f"{layer}.ffn", normed, dtype)
             if block.post_norms:
                 fed = _norm(graph, spec.norm, f"{layer}.ffn_post_norm", fed, dtype)
             x = graph.add("Add", f"{layer}.ffn_residual", x, fed)
     x = _norm(graph, spec.norm, "norm", x, dtype)
-    x = _matmul(graph, "head", x, "embed.weight" if spec.head.tied else "head.weight")
+    x = matmul(graph, "head", x, "embed.weight" if spec.head.tied else "head.weight")
     if spec.head.softcap is None:
         graph.add("Cast", "logits", x, to=TensorProto.FLOAT)
     else:
@@ -140,7 +143,7 @@ def _factor(graph: Graph, norm: Norm, weight: str, wide: bool) -> str:
 
 def _heads(graph: Graph, attention: Attention, norm: Norm, name: str, x: str, count: int, dtype: str) -> str:
     """Queries, keys or values, [batch, count, sequence, head_dim]."""
-    x = _linear(graph, name, x, attention.qkv_bias)
+    x = linear(graph, name, x, attention.qkv_bias)
     x = graph.add("Reshape", f"{name}.heads", x, graph.constant(0, 0, count, attention.head_dim))
     if attention.qk_norm and not name.endswith(".v"):
         x = _norm(graph, replace(norm, kind="rms"), f"{name}_norm", x, dtype)
@@ -163,22 +166,21 @@ def _rotate(graph: Graph, rope: Rope, tables: Tables, x: str, dtype: str, heads:
 
 
 def _attention(graph: Graph, attention: Attention, name: str, q: str, k: str, v: str, mask: str, dtype: str) -> str:
-    if attention.softcap is None:
+    if attention.softcap is None and not attention.sinks:
         # No softmax_precision: CUDA kernels compute the softmax in float32 anyway, and their early releases refuse it.
         scale = {} if attention.scale is None else {"scale": attention.scale}
         x = graph.add("Attention", f"{name}.mixed", q, k, v, mask, **scale)
     else:
-        x = _capped_attention(graph, attention, attention.softcap, name, q, k, v, mask, dtype)
+        x = _spelt_out(graph, attention, name, q, k, v, mask, dtype)
     x = graph.add("Transpose", f"{name}.sequence_first", x, perm=SWAP_HEADS_AND_SEQUENCE)
     x = graph.add("Reshape", f"{name}.joined", x, graph.constant(0, 0, attention.heads * attention.head_dim))
-    return _linear(graph, f"{name}.o", x, attention.out_bias)
+    return linear(graph, f"{name}.o", x, attention.out_bias)
 
 
-def _capped_attention(
-    graph: Graph, attention: Attention, softcap: float, name: str, q: str, k: str, v: str, mask: str, dtype: str
-) -> str:
-    """Attention spelt out, since TensorRT's parser takes no `softcap`; scores in float32. The queries of a KV head lie
-    one below the other, [batch, kv_heads, queries * sequence, ...], so that keys and values are not repeated."""
+def _spelt_out(graph: Graph, attention: Attention, name: str, q: str, k: str, v: str, mask: str, dtype: str) -> str:
+    """Attention whose operator knows no sinks, and in TensorRT's parser no `softcap`; scores in float32. The queries
+    of a KV head lie one below the other, [batch, kv_heads, queries * sequence, ...], so that keys and values are not
+    repeated."""
     stacked = graph.constant(0, attention.kv_heads, -1, attention.head_dim)
     by_head = graph.constant(0, attention.heads, -1, attention.head_dim)
     total = graph.add("Shape", f"{name}.total", k, start=2, end=3)
@@ -193,55 +195,36 @@ def _capped_attention(
     x = graph.add("MatMul", f"{name}.products", q, turned)
     x = graph.add("Cast", f"{name}.products.float32", x, to=TensorProto.FLOAT)
     x = graph.add("Mul", f"{name}.scores", x, graph.number(scale, "float32"))
-    x = _capped(graph, f"{name}.capped", x, softcap)
-    x = graph.add("Reshape", f"{name}.capped_by_head", x, by_heads)
+    if attention.softcap is not None:
+        x = _capped(graph, f"{name}.capped", x, attention.softcap)
+    x = graph.add("Reshape", f"{name}.scores_by_head", x, by_heads)
     x = graph.add("Where", f"{name}.masked", mask, x, graph.number(HIDDEN, "float32"))
-    x = graph.add("Softmax", f"{name}.shares", x, axis=-1)
+    if attention.sinks:
+        x = _with_sinks(graph, attention.heads, name, x)
+    else:
+        x = graph.add("Softmax", f"{name}.shares", x, axis=-1)
     x = graph.add("Reshape", f"{name}.shares_stacked", x, by_kv_heads)
     x = graph.add("Cast", f"{name}.shares_cast", x, to=DTYPES[dtype].onnx)
     x = graph.add("MatMul", f"{name}.mixed_stacked", x, v)
     return graph.add("Reshape", f"{name}.mixed", x, by_head)
 
 
-def _ffn(graph: Graph, ffn: Dense, name: str, x: str) -> str:
-    up = _linear(graph, f"{name}.up", x, ffn.bias)
-    gate = _linear(graph, f"{name}.gate", x, ffn.bias) if ffn.gated else up
-    x = ACTIVATIONS[ffn.activation](graph, name, gate)
-    if ffn.gated:
-        x = graph.add("Mul", f"{name}.gated", x, up)
-    return _linear(graph, f"{name}.down", x, ffn.bias)
+def _feed(graph: Graph, ffn: FeedForward, name: str, x: str, dtype: str) -> str:
+    match ffn:
+        case Dense():
+            return feed_forward(graph, ffn, name, x, dtype)
+        case Mixture():
+            return mixture(graph, ffn, name, x, dtype)
 
 
-def _silu(graph: Graph, name: str, x: str) -> str:
-    return graph.add("Mul", f"{name}.silu", x, graph.add("Sigmoid", f"{name}.sigmoid", x))
-
-
-def _gelu(graph: Graph, name: str, x: str) -> str:
-    return graph.add("Gelu", f"{name}.gelu", x, approximate="none")
-
-
-def _gelu_tanh(graph: Graph, name: str, x: str) -> str:
-    return graph.add("Gelu", f"{name}.gelu", x, approximate="tanh")
-
-
-def _relu2(graph: Graph, name: str, x: str) -> str:
-    x = graph.add("Relu", f"{name}.relu", x)
-    return graph.add("Mul", f"{name}.relu2", x, x)
-
-
-ACTIVATIONS: Mapping[Activation, Callable[[Graph, str, str], str]] = {
-    "silu": _silu,
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-    "relu2": _relu2,
-}
-
-
-def _linear(graph: Graph, name: str, x: str, bias: bool) -> str:
-    if not bias:
-        return _matmul(graph, name, x, f"{name}.weight")
-    return graph.add("Add", name, _matmul(graph, f"{name}.product", x, f"{name}.weight"), f"{name}.bias")
-
-
-def _matmul(graph: Graph, name: str, x: str, weight: str) -> str:
-    return graph.add("MatMul", name, x, graph.add("Transpose", f"{weight}.transposed", weight, perm=[1, 0]))
+def _with_sinks(graph: Graph, heads: int, name: str, scores: str) -> str:
+    """The softmax of [batch, heads, sequence, total] with one more score for each head, whose share goes nowhere."""
+    sinks = graph.add("Cast", f"{name}.sinks.float32", f"{name}.sinks", to=TensorProto.FLOAT)
+    sinks = graph.add("Reshape", f"{name}.sinks.by_head", sinks, graph.constant(heads, 1, 1))
+    highest = graph.add("ReduceMax", f"{name}.highest", scores, graph.constant(-1), keepdims=1)
+    highest = graph.add("Max", f"{name}.highest_of_all", highest, sinks)
+    parts = graph.add("Exp", f"{name}.parts", graph.add("Sub", f"{name}.below", scores, highest))
+    lost = graph.add("Exp", f"{name}.lost", graph.add("Sub", f"{name}.sinks.below", sinks, highest))
+    total = graph.add("ReduceSum", f"{name}.kept", parts, graph.constant(-1), keepdims=1)
+    total = graph.add("Add", f"{name}.kept_and_lost", total, lost)
+    return graph.add("Div", f"{name}.shares", parts, total)

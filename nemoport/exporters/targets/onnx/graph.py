@@ -33,6 +33,12 @@ class Graph:
         self._nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
 
+    def top(self, name: str, x: str, count: int) -> tuple[str, str]:
+        """The highest values along the last axis, the highest first, and their places."""
+        made = f"{name}.values", name
+        self._nodes.append(helper.make_node("TopK", [x, self.constant(count)], made, name=name, axis=-1))
+        return made
+
     def constant(self, *values: int) -> str:
         """A list of integers, kept inside the graph and written once."""
         return self._constant("ints." + ".".join(map(str, values)), [len(values)], values)
@@ -40,6 +46,10 @@ class Graph:
     def scalar(self, value: int) -> str:
         """A true scalar, of rank 0: Range takes nothing else."""
         return self._constant(f"int.{value}", [], [value])
+
+    def integers(self, name: str, values: Iterable[int], shape: tuple[int, ...]) -> str:
+        """A named table of integers, kept inside the graph."""
+        return self._constant(f"ints.{name}", list(shape), values)
 
     def number(self, value: float, dtype: str) -> str:
         """A scalar of a floating-point dtype."""

@@ -1,0 +1,65 @@
+"""The dense half of a block as nodes, and the linear maps that all halves are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from nemoport.exporters.targets.onnx.graph import Graph
+from nemoport.spec import Activation, Dense
+
+
+def feed_forward(graph: Graph, ffn: Dense, name: str, x: str, dtype: str) -> str:
+    """x [..., hidden] to the same shape."""
+    up = linear(graph, f"{name}.up", x, ffn.bias)
+    gate = linear(graph, f"{name}.gate", x, ffn.bias) if ffn.gated else up
+    if ffn.limit is not None:
+        least, most = graph.number(-ffn.limit, dtype), graph.number(ffn.limit, dtype)
+        gate = graph.add("Min", f"{name}.gate.clamped", gate, most)
+        up = graph.add("Max", f"{name}.up.clamped", graph.add("Min", f"{name}.up.at_most", up, most), least)
+    if ffn.up_offset:
+        up = graph.add("Add", f"{name}.up.offset", up, graph.number(ffn.up_offset, dtype))
+    x = ACTIVATIONS[ffn.activation](graph, name, gate, dtype)
+    if ffn.gated:
+        x = graph.add("Mul", f"{name}.gated", x, up)
+    return linear(graph, f"{name}.down", x, ffn.bias)
+
+
+def _silu(graph: Graph, name: str, x: str, dtype: str) -> str:
+    return graph.add("Mul", f"{name}.silu", x, graph.add("Sigmoid", f"{name}.sigmoid", x))
+
+
+def _gelu(graph: Graph, name: str, x: str, dtype: str) -> str:
+    return graph.add("Gelu", f"{name}.gelu", x, approximate="none")
+
+
+def _gelu_tanh(graph: Graph, name: str, x: str, dtype: str) -> str:
+    return graph.add("Gelu", f"{name}.gelu", x, approximate="tanh")
+
+
+def _quick_gelu(graph: Graph, name: str, x: str, dtype: str) -> str:
+    steeper = graph.add("Mul", f"{name}.steeper", x, graph.number(1.702, dtype))
+    return graph.add("Mul", f"{name}.quick_gelu", x, graph.add("Sigmoid", f"{name}.sigmoid", steeper))
+
+
+def _relu2(graph: Graph, name: str, x: str, dtype: str) -> str:
+    x = graph.add("Relu", f"{name}.relu", x)
+    return graph.add("Mul", f"{name}.relu2", x, x)
+
+
+ACTIVATIONS: Mapping[Activation, Callable[[Graph, str, str, str], str]] = {
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "quick_gelu": _quick_gelu,
+    "relu2": _relu2,
+}
+
+
+def linear(graph: Graph, name: str, x: str, bias: bool) -> str:
+    if not bias:
+        return matmul(graph, name, x, f"{name}.weight")
+    return graph.add("Add", name, matmul(graph, f"{name}.product", x, f"{name}.weight"), f"{name}.bias")
+
+
+def matmul(graph: Graph, name: str, x: str, weight: str) -> str:
+    return graph.add("MatMul", name, x, graph.add("Transpose", f"{weight}.transposed", weight, perm=[1, 0]))
