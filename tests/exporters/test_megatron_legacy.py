@@ -75,11 +75,14 @@ def test_the_second_number_is_the_expert_rank_where_no_stages_are(stated: bool, 
     assert len(found.tensors) == 2 + 2 * 4
 
 
-@pytest.mark.parametrize("kind", ["sequential", "grouped"])
+@pytest.mark.parametrize("kind", ["sequential", "grouped", "in one matrix"])
 def test_experts_are_numbered_over_all_ranks(kind: str, tmp_path: Path) -> None:
     """tp 2, pp 2, ep 2: local expert 1 of the second rank is expert 3."""
     stage = [_experts(2 * e, kind) for e in range(2)]
-    models = {(t, p, e): {"model": _expert_rank(stage[e], t)} for t in range(2) for p in range(2) for e in range(2)}
+    last = _together if kind == "in one matrix" else dict
+    models = {
+        (t, p, e): {"model": last(_expert_rank(stage[e], t))} for t in range(2) for p in range(2) for e in range(2)
+    }
     found = source.checkpoint(save_legacy(tmp_path, models, arguments(pipeline_model_parallel_size=2)))
     assert found.trained == {"tp": 2, "pp": 2, "ep": 2}
     prefix = "mlp.experts.local_experts"
@@ -311,8 +314,19 @@ def _experts(first: int, kind: str) -> State:
             ("linear_fc2", _numbers(10 + first + local, 8, 6)),
         ):
             one, grouped = f"local_experts.{local}.{matrix}.weight", f"{matrix}.weight{local}"
-            state[f"mlp.experts.{one if kind == 'sequential' else grouped}"] = tensor
+            state[f"mlp.experts.{grouped if kind == 'grouped' else one}"] = tensor
     return {f"decoder.layers.0.{name}": tensor for name, tensor in state.items()}
+
+
+def _together(state: State) -> State:
+    """The rank's experts as GroupedMLP holds them: the memory of [experts, in, out], seen as a matrix."""
+    kept = {name: tensor for name, tensor in state.items() if ".experts." not in name}
+    for number, matrix in enumerate(("linear_fc1", "linear_fc2"), 1):
+        whole = torch.stack([tensor.T for name, tensor in state.items() if matrix in name])
+        _, inputs, outputs = whole.shape
+        shape = (inputs, -1) if number == 1 else (-1, outputs)
+        kept[f"decoder.layers.0.mlp.experts.weight{number}"] = whole.reshape(shape)
+    return kept
 
 
 def _expert_rank(state: State, rank: int) -> State:

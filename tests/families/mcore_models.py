@@ -24,11 +24,66 @@ GPT = {"normalization": "LayerNorm", "add_bias_linear": True, "activation_func":
 LLAMA = {"normalization": "RMSNorm", "add_bias_linear": False, "activation_func": "silu", "gated_linear_unit": True}
 LEARNED, ROPE = {"position_embedding_type": "learned_absolute"}, {"position_embedding_type": "rope", "rotary_base": 500}
 TIED, UNTIED = ({"share_embeddings_and_output_weights": tied} for tied in (True, False))
+EXPERTS: dict[str, Any] = {
+    "num_moe_experts": 6,
+    "moe_router_topk": 2,
+    "moe_ffn_hidden_size": 28,
+    "moe_router_load_balancing_type": "none",
+    "moe_token_dispatcher_type": "allgather",
+}
+SIGMOIDS = {
+    "moe_router_topk": 4,
+    "moe_router_score_function": "sigmoid",
+    "moe_router_enable_expert_bias": True,
+    "moe_router_num_groups": 3,
+    "moe_router_group_topk": 2,
+    "moe_router_topk_scaling_factor": 1.5,
+    "moe_shared_expert_intermediate_size": 36,
+}
+OSS = {
+    "add_bias_linear": True,
+    "softmax_type": "learnable",
+    "activation_func": "quick_gelu",
+    "activation_func_clamp_value": 0.5,
+    "glu_linear_offset": 1.0,
+    "bias_activation_fusion": False,
+}
+YARN = {
+    "yarn_rotary_scaling_factor": 8.0,
+    "yarn_original_max_position_embeddings": 16,
+    "yarn_beta_fast": 8.0,
+    "yarn_beta_slow": 1.0,
+    "yarn_mscale": None,
+    "yarn_mscale_all_dim": None,
+    "yarn_correction_range_round_to_int": False,
+}
 
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gpt": (GPT, LEARNED | TIED),
     "gpt, fused gelu, groups": (GPT | GROUPS | {"bias_activation_fusion": True}, LEARNED | UNTIED),
     "starcoder2": (GPT | GROUPS, ROPE | TIED | {"rotary_percent": 0.4}),
+    "mixtral": (LLAMA | GROUPS | EXPERTS, ROPE | UNTIED),
+    "mixtral, softmax before the choice, scaled": (
+        LLAMA | GROUPS | EXPERTS | {"moe_router_pre_softmax": True, "moe_router_topk_scaling_factor": 2.5},
+        ROPE | UNTIED,
+    ),
+    "mixtral, sigmoids, bias, groups, shared expert": (LLAMA | GROUPS | EXPERTS | SIGMOIDS, ROPE | UNTIED),
+    "mixtral, one sigmoid": (
+        LLAMA | EXPERTS | {"moe_router_topk": 1, "moe_router_score_function": "sigmoid"},
+        ROPE | UNTIED,
+    ),
+    "mixtral, dense layers": (LLAMA | EXPERTS | {"moe_layer_freq": [0, 1, 0]}, ROPE | UNTIED),
+    "mixtral, every other layer dense": (LLAMA | EXPERTS | {"moe_layer_freq": 2}, ROPE | TIED),
+    "qwen3_moe": (LLAMA | GROUPS | EXPERTS | {"qk_layernorm": True}, ROPE | UNTIED),
+    "qwen3_moe, gated shared expert": (
+        LLAMA
+        | GROUPS
+        | EXPERTS
+        | {"add_qkv_bias": True, "moe_router_pre_softmax": True}
+        | {"moe_shared_expert_intermediate_size": 36, "moe_shared_expert_gate": True},
+        ROPE | UNTIED,
+    ),
+    "gpt_oss": (LLAMA | GROUPS | EXPERTS | OSS, UNTIED | {"position_embedding_type": "yarn", "rotary_base": 500}),
     "llama": (LLAMA | GROUPS | {"qk_layernorm": True, "softmax_scale": 0.2}, ROPE | UNTIED),
 }
 """The words of TransformerConfig, and those of GPTModel."""
@@ -37,8 +92,10 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def main(directory: Path) -> None:
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import random
+    from megatron.core.transformer.moe import moe_utils
     from safetensors.torch import save_file
 
+    moe_utils.te_general_gemm = None  # Transformer Engine is not here, and its absence was forgotten there
     torch.set_num_threads(1)
     torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
     random.initialize_rng_tracker()
@@ -47,27 +104,36 @@ def main(directory: Path) -> None:
     parallel_state.initialize_model_parallel(1)
     for name, (config, model) in MODELS.items():
         save_file(_saved(config, model), directory / f"{name}.safetensors")
-        words = SIZES | config | model | {"vocab_size": VOCAB, "max_sequence_length": POSITIONS}
+        yarn = YARN if model["position_embedding_type"] == "yarn" else {}
+        words = SIZES | config | model | yarn | {"vocab_size": VOCAB, "max_sequence_length": POSITIONS}
         (directory / f"{name}.json").write_text(json.dumps(words))
     torch.distributed.destroy_process_group()
 
 
 def _saved(config: dict[str, Any], words: dict[str, Any]) -> dict[str, torch.Tensor]:
     from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.fusions.fused_bias_geglu import quick_gelu
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_layer_local_spec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    spec = get_gpt_layer_local_spec(
-        normalization=config["normalization"], qk_layernorm=config.get("qk_layernorm", False)
-    )
+    name = config["activation_func"]
+    activation = quick_gelu if name == "quick_gelu" else getattr(torch.nn.functional, name)
     made = TransformerConfig(
-        **SIZES | config | {"activation_func": getattr(torch.nn.functional, config["activation_func"])},
+        **SIZES | config | {"activation_func": activation},
         use_cpu_initialization=True,
         attention_dropout=0.0,
         hidden_dropout=0.0,
         masked_softmax_fusion=False,
         params_dtype=torch.float32,
     )
+    if words["position_embedding_type"] == "yarn":  # whose words are no fields, and change any rope once they are there
+        for word, value in YARN.items():
+            setattr(made, word, value)
+    norm = config["normalization"]
+    if made.num_moe_experts:
+        spec = get_gpt_decoder_block_spec(made, use_transformer_engine=False, normalization=norm)
+    else:
+        spec = get_gpt_layer_local_spec(normalization=norm, qk_layernorm=config.get("qk_layernorm", False))
     torch.manual_seed(1)
     model = GPTModel(made, spec, vocab_size=VOCAB, max_sequence_length=POSITIONS, **words).eval()
     tokens = torch.from_numpy(np.random.default_rng(5).integers(0, VOCAB, (2, LENGTH)))
@@ -75,6 +141,9 @@ def _saved(config: dict[str, Any], words: dict[str, Any]) -> dict[str, torch.Ten
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2) if parameter.ndim > 1 else parameter.normal_(mean=0.3, std=0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("expert_bias"):
+                buffer.normal_(std=0.2)
         logits = model(tokens, torch.arange(LENGTH).expand(2, LENGTH), unseen)
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     kept = {name: value.detach().clone() for name, value in state.items() if "_extra_state" not in name}

@@ -211,7 +211,8 @@ def test_a_missing_and_a_surplus_rank_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes, error, message",
     [
-        ({"architecture": "MixtralForCausalLM"}, UnsupportedInput, "is a MixtralForCausalLM"),
+        ({"architecture": "FalconForCausalLM"}, UnsupportedInput, "is a FalconForCausalLM"),
+        ({"architecture": "MixtralForCausalLM"}, UnsupportedInput, "has no experts"),
         ({"architecture": None}, UnsupportedInput, "is a None"),
         ({"quantization": {"quant_algo": "FP8"}}, UnsupportedInput, "quant_algo FP8"),
         ({"moe": {"num_experts": 8}}, UnsupportedInput, "has experts"),

@@ -20,11 +20,12 @@ from itertools import product
 from typing import Any
 
 from nemoport.errors import DamagedInput, UnsupportedInput
+from nemoport.exporters.derived import transpose
 from nemoport.exporters.formats import megatron, torch_zip
 from nemoport.exporters.formats.torch_dist import Contents
 from nemoport.exporters.formats.tree import Part, Tree
 from nemoport.exporters.formats.unpickle import BEFORE_ZIP, Record, StoredTensor
-from nemoport.exporters.tensor import LazyTensor, concat, cut
+from nemoport.exporters.tensor import LazyTensor, concat, cut, reshaped, unstacked
 
 Place = tuple[int, int, int]
 """tp, pp and ep rank of a file."""
@@ -33,6 +34,7 @@ _CUT: Mapping[str, int | None] = {
     r"embedding\.word_embeddings\.weight": 0,
     r"output_layer\.(weight|bias)": 0,
     r".*\.linear_(qkv|q_proj|q_up_proj|kv_up_proj|fc1|fc1_2)\.(weight|bias)": 0,
+    r".*\.core_attention\.softmax_offset": 0,
     r".*\.linear_(proj|fc2)\.weight": 1,
     r".*\.linear_(proj|fc2)\.bias": None,
     r".*\.linear_(q_down_proj|kv_down_proj)\.weight": None,
@@ -69,6 +71,7 @@ _GROUPED = (r"\.experts\.linear_(fc[12])\.(weight|bias)(\d+)$", r".experts.local
 """Transformer Engine's grouped experts, under the names that single ones have."""
 
 _LAYER = re.compile(r"(decoder\.layers\.)(\d{1,6})(\..+)")
+_TOGETHER = re.compile(r"(.+\.)experts\.weight([12])")
 _EXPERT = re.compile(r"(.+\.experts\.local_experts\.)(\d{1,6})(\..+)")
 _DEEPEST, _MOST = 8, 1_000_000
 """Levels and entries of a state dict."""
@@ -155,7 +158,8 @@ def gather(ranks: Mapping[Place, Rank]) -> Contents:
     layers = 0
     for turn, stage in product(range(virtual), range(pp)):
         cells = [[ranks[t, stage, e] for t in range(tp)] for e in range(ep)]
-        found = _stage([[rank.chunks[turn] for rank in cell] for cell in cells], [cells[0][0].name, cells[-1][-1].name])
+        chunks = [[_singly(rank.chunks[turn], ep, rank.name) for rank in cell] for cell in cells]
+        found = _stage(chunks, [cells[0][0].name, cells[-1][-1].name])
         for name, tensor in found.tensors.items():
             whole = _moved(_LAYER, name, layers)
             if tensors.setdefault(whole, tensor).shape != tensor.shape:
@@ -188,11 +192,28 @@ def _stage(cells: Sequence[Sequence[Chunk]], names: Sequence[str]) -> Chunk:
     return Chunk(tensors, tuple(name for chunk in (cell[0] for cell in cells) for name in chunk.objects))
 
 
+def _singly(chunk: Chunk, ep: int, where: str) -> Chunk:
+    """The matrices that hold all experts of a rank taken apart, under the names that single ones have. GroupedMLP sees
+    the memory of `weight1` [in, experts * out] as [experts, in, out], and that of `weight2` as [experts, out, in]."""
+    tensors: dict[str, LazyTensor] = {}
+    for name, tensor in chunk.tensors.items():
+        if (match := _TOGETHER.fullmatch(name)) is None:
+            tensors[name] = tensor
+            continue
+        router = chunk.tensors.get(f"{match[1]}router.weight")
+        count = router.shape[0] // ep if router else 0
+        if len(tensor.shape) != 2 or not count or tensor.shape[match[2] == "1"] % count:
+            raise DamagedInput(f"{name} in {where} has shape {list(tensor.shape)}, which is none of {count} experts")
+        rows, columns = tensor.shape
+        each = (rows, columns // count) if match[2] == "1" else (rows // count, columns)
+        for expert, matrix in enumerate(unstacked(reshaped(tensor, (count, *each)))):
+            tensors[f"{match[1]}experts.local_experts.{expert}.linear_fc{match[2]}.weight"] = transpose(matrix)
+    return Chunk(tensors, chunk.objects)
+
+
 def _joined(name: str, ranks: Sequence[Mapping[str, LazyTensor]]) -> LazyTensor:
     """A tensor from the parts of its tensor-parallel ranks."""
     parts = [rank[name] for rank in ranks]
-    if ".experts.weight" in name:
-        raise UnsupportedInput(f"{name} holds all experts of a rank in one matrix; save it with sequential experts")
     if len(parts) == 1:
         return parts[0]
     axis = next((axis for pattern, axis in _CUT.items() if re.fullmatch(pattern, name)), -1)
