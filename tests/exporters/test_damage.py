@@ -305,7 +305,7 @@ CASES = {
     "config.json nests too deep": Case(3, HUGGINGFACE, _overwrite("config.json", b'{"a":' * 100_000)),
     "config.json of an unknown family": Case(3, HUGGINGFACE, _words(model_type="bert"), says="bert"),
     "config.json with another activation": Case(3, HUGGINGFACE, _words(hidden_act="gelu"), says="gelu"),
-    "config.json with an unknown rope": Case(3, HUGGINGFACE, _words(rope_scaling={"rope_type": "longrope"}), says="longrope"),
+    "config.json with an unknown rope": Case(3, HUGGINGFACE, _words(rope_scaling={"rope_type": "su"}), says="'su'"),
     "config.json with half a rope": Case(3, HUGGINGFACE, _words(rope_scaling={"rope_type": "llama3"})),
     "config.json with no number": Case(3, HUGGINGFACE, _words(hidden_size="many"), says="hidden_size"),
     "config.json with no layers": Case(3, HUGGINGFACE, _words(num_hidden_layers=0), says="num_hidden_layers"),

@@ -111,8 +111,8 @@ def main(directory: Path) -> None:
 
 
 def _saved(config: dict[str, Any], words: dict[str, Any]) -> dict[str, torch.Tensor]:
-    from megatron.core.models.gpt import GPTModel
     from megatron.core.fusions.fused_bias_geglu import quick_gelu
+    from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_layer_local_spec
     from megatron.core.transformer.transformer_config import TransformerConfig
 

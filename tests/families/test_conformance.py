@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from nemoport import plugins, reference
 from nemoport.exporters import configs, layouts, rules, source
-from nemoport.exporters.checkpoint import Checkpoint, Model
+from nemoport.exporters.checkpoint import Checkpoint, Model, Output
 from nemoport.exporters.layouts import PLUS_ONE, Layout
-from nemoport.exporters.targets import trtllm
+from nemoport.exporters.targets import onnx, trtllm
 from nemoport.exporters.tensor import Held, LazyTensor, read
 from nemoport.exporters.words import spec_of, words_of
 from nemoport.reference import rank_files
@@ -23,10 +24,16 @@ from nemoport.validation import weights
 
 from .models import COLUMNS, models
 
+ROUTERS = ("plain", "ffn", "router", "expert", "shared")
 MODELS = {
     f"{family} {naming} {name}": (family, naming, spec)
     for family, naming in COLUMNS
     for name, spec in models(family, naming).items()
+}
+ROUTED = {
+    name: spec
+    for name, (family, naming, spec) in MODELS.items()
+    if family == "mixtral" and naming == "megatron" and any(word in name for word in ROUTERS)
 }
 RANKED = {name: spec for name, (_, naming, spec) in MODELS.items() if naming == "trtllm"}
 every_model = pytest.mark.parametrize("family, naming, spec", MODELS.values(), ids=MODELS)
@@ -96,19 +103,50 @@ def test_every_layout_is_that_of_some_rule() -> None:
 
 
 def ranks(spec: ModelSpec, plan: Plan, directory: Path) -> tuple[Model, Path]:
-    """The rank files of a model, written as they stream."""
+    """The rank files of a model."""
+    model = unwritten(spec, directory)
+    write(trtllm.output(model, plan), directory)
+    return model, directory
+
+
+def unwritten(spec: ModelSpec, directory: Path) -> Model:
     held = numbers(spec)
     checkpoint = Checkpoint(path=directory, format="", writer="", naming="", config={}, tensors={})
-    model = Model(checkpoint=checkpoint, spec=spec, tensors=held, sources={name: (name,) for name in held})
-    output = trtllm.output(model, plan)
+    return Model(checkpoint=checkpoint, spec=spec, tensors=held, sources={name: (name,) for name in held})
+
+
+def write(output: Output, directory: Path) -> None:
+    """As it streams."""
     for file in output.files:
         with (directory / file.path).open("wb") as stream:
             stream.write(file.header)
             for slot, offset in zip(file.slots, file.offsets, strict=True):
                 stream.seek(offset)
                 stream.write(read(slot.tensor).tobytes())
-    (directory / "config.json").write_bytes(output.sidecars["config.json"])
-    return model, directory
+    for name, content in output.sidecars.items():
+        (directory / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("spec", ROUTED.values(), ids=ROUTED)
+def test_a_graph_routes_as_the_reference_does(spec: ModelSpec, tmp_path: Path) -> None:
+    model = unwritten(spec, tmp_path)
+    write(onnx.output(model, Plan(dtype="float32")), tmp_path)
+    ids: NDArray[np.int64] = np.random.default_rng(1).integers(0, spec.vocab_size, (2, 9))
+    given = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.tile(np.arange(ids.shape[1]), (2, 1)),
+        **{
+            f"past_key_values.{i}.{part}": np.zeros((2, mixer.kv_heads, 0, mixer.head_dim), np.float32)
+            for i, mixer in enumerate(spec.mixers)
+            for part in ("key", "value")
+        },
+    }
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(tmp_path / onnx.GRAPH, options, providers=["CPUExecutionProvider"])
+    whole = reference.logits(spec, model.tensors, ids)
+    np.testing.assert_allclose(session.run(["logits"], given)[0], whole, atol=2e-5 * np.abs(whole).max())
 
 
 def has(spec: ModelSpec, tp: int, pp: int, ep: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from blake3 import blake3
 from safetensors.torch import load_file
 
 from nemoport import reference
 from nemoport.errors import UnsupportedInput
 from nemoport.exporters import convert, source, stream
+from nemoport.exporters.checkpoint import Model
+from nemoport.exporters.formats import megatron
+from nemoport.exporters.targets import hf
+from nemoport.exporters.tensor import read, stack, unstacked
 from nemoport.spec import Plan
 from nemoport.validation import Request, validate
 
@@ -68,6 +74,42 @@ def test_logits_are_those_of_megatron_core(name: str, tmp_path: Path) -> None:
 def test_what_is_written_is_proven(name: str, to: str, plan: dict[str, Any], tmp_path: Path) -> None:
     report = validate(Request(subject=converted(MCORE / MODELS[name], to, tmp_path / "out", config(name), **plan)))
     assert report.passed, [check for check in report.checks if not check.passed]
+
+
+def test_experts_become_the_same_bytes_however_they_are_named() -> None:
+    """Stacked as distributed checkpoints have them, by layer or all layers at once; one by one as modules name them."""
+    whole = source.model(MCORE / MODELS["mixtral"], config("mixtral"))
+    stored, expected = whole.checkpoint.tensors, digests(whole)
+    stacks = {name for name in stored if ".experts.experts." in name}
+    assert len(stacks) == 4
+    others = {name: tensor for name, tensor in stored.items() if name not in stacks}
+    together = {
+        name.replace(".layers.0.", ".layers."): stack([stored[name], stored[name.replace(".0.", ".1.")]])
+        for name in stacks
+        if ".layers.0." in name
+    }
+    named = [megatron.weights(together, ())[0]]
+    for form in ("local_experts.{e}.{linear}.weight", "{linear}.weight{e}"):
+        named.append(
+            {
+                name.replace(f"experts.{linear}.weight", form.format(e=e, linear=linear)): tensor
+                for name in stacks
+                for linear in (name.split(".")[-2],)
+                for e, tensor in enumerate(unstacked(stored[name]))
+            }
+        )
+    assert [len(each) for each in named] == [4, 16, 16]
+    for each in named:
+        assert digests(source.resolved(replace(whole.checkpoint, tensors=others | each))) == expected
+
+
+def digests(model: Model) -> dict[str, str]:
+    """Of everything that is written of a model."""
+    return {
+        slot.name: blake3(read(slot.tensor).tobytes()).hexdigest()
+        for file in hf.output(model, Plan()).files
+        for slot in file.slots
+    }
 
 
 def test_zero_centred_norms_are_written_whole_for_tensorrt_llm(tmp_path: Path) -> None:

@@ -8,9 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
-from validation.mutants import Change, Opened, exchange_tensors, fill, mutate, shift_rows
+from validation.mutants import (
+    Change,
+    Opened,
+    exchange_experts,
+    exchange_ranks,
+    exchange_tensors,
+    fill,
+    mutate,
+    shift_rows,
+    untransposed,
+)
 
 from nemoport import artifact
 from nemoport.exporters import convert, stream
@@ -22,6 +33,7 @@ from .test_transformers import CASES, LAYERS, save
 TARGETS = {
     "hf": ("hf", Plan()),
     "trtllm tp 2": ("trtllm", Plan(tp=2)),
+    "trtllm tp 2 ep 2": ("trtllm", Plan(tp=2, ep=2)),
     "onnx": ("onnx", Plan(dtype="float32")),
 }
 MARGIN = 3
@@ -36,6 +48,29 @@ def say(key: str, value: Any) -> Change:
         config = json.loads(path.read_bytes())
         assert config.get(key, value) != value or key not in config
         path.write_bytes(artifact.json_bytes(config | {key: value}))
+
+    return change
+
+
+def say_of_experts(key: str, value: Any) -> Change:
+    """Another word in TensorRT-LLM's `moe`."""
+
+    def change(opened: Opened) -> None:
+        path = opened.directory / "config.json"
+        config = json.loads(path.read_bytes())
+        assert config["moe"][key] != value
+        config["moe"][key] = value
+        path.write_bytes(artifact.json_bytes(config))
+
+    return change
+
+
+def halves_not_in_turns(name: str) -> Change:
+    """[gate up gate up] written as [gate gate up up]."""
+
+    def change(opened: Opened) -> None:
+        (array,) = opened.named(name)
+        array[...] = np.concatenate([array[..., ::2], array[..., 1::2]], axis=-1)
 
     return change
 
@@ -168,6 +203,65 @@ MUTANTS: dict[str, dict[str, dict[str, Change]]] = {
             "norm of keys missing": bypassed("RMSNormalization", ".*k_norm"),
         },
     },
+    "mixtral": {
+        "hf": {
+            "expert transposed": untransposed("layers.1.ffn.experts.2.down.weight"),
+            "two experts exchanged": exchange_experts("layers.1.ffn.experts", 0, 3),
+            "router's rows shifted": shift_rows("layers.2.ffn.router.weight"),
+            "one more expert chosen": say("num_experts_per_tok", 3),
+        },
+        "trtllm tp 2": {
+            "expert transposed": untransposed("layers.1.ffn.experts.2.down.weight"),
+            "two experts exchanged": exchange_experts("layers.1.ffn.experts", 0, 3),
+            "gate before up": exchange_tensors(
+                "layers.1.ffn.experts.1.gate.weight", "layers.1.ffn.experts.1.up.weight"
+            ),
+            "normalization dropped": say_of_experts("normalization_mode", 0),
+            "halves of the experts on the wrong ranks": exchange_ranks("transformer.layers.1.mlp.fc.weight"),
+        },
+        "trtllm tp 2 ep 2": {
+            "experts on the wrong ranks": exchange_ranks("transformer.layers.1.mlp.fc.weight"),
+            "two experts of a rank exchanged": exchange_experts("layers.1.ffn.experts", 2, 3),
+        },
+        "onnx": {
+            "expert transposed": untransposed("layers.1.ffn.experts.2.down.weight"),
+            "two experts exchanged": exchange_experts("layers.1.ffn.experts", 0, 3),
+            "normalization dropped": bypassed("Div", r".*router\.normalized"),
+            "not put back in order": bypassed("ScatterND", r"layers\.1\..*"),
+        },
+    },
+    "qwen3 moe": {
+        "hf": {"normalization dropped": say("norm_topk_prob", False)},
+        "onnx": {"normalization dropped": bypassed("Div", r".*router\.normalized")},
+    },
+    "qwen2 moe": {
+        "hf": {
+            "normalized": say("norm_topk_prob", True),
+            "gate of the shared expert zeroed": fill("layers.1.ffn.shared_gate.weight", 0),
+        },
+        "onnx": {
+            "shared expert missing": bypassed("Add", r"layers\.1\..*with_shared"),
+            "shared expert not gated": bypassed("Mul", r"layers\.1\..*gated_output"),
+        },
+    },
+    "gpt oss": {
+        "hf": {
+            "router bias ignored": fill("layers.1.ffn.router.bias", 0),
+            "sinks ignored": fill("layers.1.attn.sinks", -1e4),
+            "experts not clamped": say("swiglu_limit", 700.0),
+            "gate and up not in turns": halves_not_in_turns("model.layers.1.mlp.experts.gate_up_proj"),
+            "windows in the other layers": say("layer_types", ALTERNATING[::-1]),
+        },
+        "onnx": {
+            "router bias ignored": bypassed("Add", r".*router\.logits"),
+            "sinks ignored": bypassed("Add", r".*kept_and_lost"),
+            "experts not clamped": bypassed("Min", r".*gate\.clamped"),
+            "plus one dropped": bypassed("Add", r".*up\.offset"),
+            "another expert's bias": exchange_tensors(
+                "layers.1.ffn.experts.1.down.bias", "layers.1.ffn.experts.2.down.bias"
+            ),
+        },
+    },
     "starcoder2": {
         "hf": {"window off by one": say("sliding_window", 7)},
         "trtllm tp 2": {"a bias of the feed-forward zeroed": fill("layers.2.ffn.down.bias", 0)},
@@ -193,7 +287,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path
             save(CASES[case], source)
         if (case, target) not in made:
             kind, plan = TARGETS[target]
-            made[case, target] = root / f"{case} {kind}"
+            made[case, target] = root / f"{case} {target}"
             stream.run(convert.plan(source, kind, made[case, target], plan=plan))
             report = validate(Request(subject=made[case, target]))
             assert report.passed

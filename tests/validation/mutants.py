@@ -74,11 +74,15 @@ class Opened:
         return Stored(row["file"], row["target"], tuple(row["parts"]), array)
 
     def _part(self, stored: Stored, name: str) -> Array:
-        """The rows of one part: [q; k; v] of a rank are in proportion to those of the whole model."""
+        """The rows of one part: [q; k; v] of a rank are in proportion to those of the whole model. Of a stack of
+        experts all rows follow one another."""
         whole = tensors(self.manifest.spec)
+        array = stored.array
+        if array.ndim > len(whole[name].shape):
+            array = array.reshape(-1, *array.shape[2:])
         rows = [whole[part].shape[0] for part in stored.parts]
-        start = sum(rows[: stored.parts.index(name)]) * len(stored.array) // sum(rows)
-        return stored.array[start : start + whole[name].shape[0] * len(stored.array) // sum(rows)]
+        start = sum(rows[: stored.parts.index(name)]) * len(array) // sum(rows)
+        return array[start : start + whole[name].shape[0] * len(array) // sum(rows)]
 
 
 Change = Callable[[Opened], None]
@@ -102,6 +106,29 @@ def exchange_tensors(one: str, other: str) -> Change:
     def change(opened: Opened) -> None:
         for a, b in zip(opened.pieces(one), opened.pieces(other), strict=True):
             exchange(a, b)
+
+    return change
+
+
+def exchange_experts(prefix: str, one: int, other: int) -> Change:
+    """All that is of one expert of a layer, and of another."""
+
+    def change(opened: Opened) -> None:
+        for name in tensors(opened.manifest.spec):
+            if name.startswith(f"{prefix}.{one}."):
+                twin = name.replace(f"{prefix}.{one}.", f"{prefix}.{other}.")
+                for a, b in zip(opened.pieces(name), opened.pieces(twin), strict=True):
+                    exchange(a, b)
+
+    return change
+
+
+def untransposed(name: str) -> Change:
+    """[in, out] in the place of [out, in]: the memory of the one seen as the other."""
+
+    def change(opened: Opened) -> None:
+        for piece in opened.pieces(name):
+            piece[...] = np.ascontiguousarray(piece.T).reshape(piece.shape)
 
     return change
 
