@@ -46,7 +46,7 @@ def logits(
     """float32 [batch, length, vocab_size]. `weights` are the canonical tensors of the spec, in any float dtype.
 
     `observe(name, x)` is called with the input [batch, length, in] of every linear map (`layers.0.attn.q`, `head`)
-    in the order of computation."""
+    in the order of computation; an expert's is [tokens, in], those that chose it."""
     model = load(spec, weights, dtype=dtype, device=device, observe=observe)
     from nemoport.reference import generate
 

@@ -17,25 +17,27 @@ def feed(ffn: FeedForward, weights: Weights, name: str, x: Tensor) -> Tensor:
 
 def mixture(mixed: Mixture, weights: Weights, name: str, x: Tensor) -> Tensor:
     """Each expert at hand is read if some token chose it, and sees those tokens only."""
+    chosen, shares = route(mixed.router, weights, f"{name}.router", x)
     tokens = x.flatten(0, 1)
-    chosen, shares = route(mixed.router, weights, f"{name}.router", tokens)
     out = torch.zeros_like(tokens)
     for expert in mixed.local:
         rows, places = (chosen == expert).nonzero(as_tuple=True)
         if rows.numel():
             made = feed_forward(mixed.expert, weights, f"{name}.experts.{expert}", tokens[rows])
             out.index_add_(0, rows, made * shares[rows, places, None].to(x.dtype))
+    out = out.view_as(x)
     if mixed.shared:
-        always = feed_forward(mixed.shared, weights, f"{name}.shared", tokens)
+        always = feed_forward(mixed.shared, weights, f"{name}.shared", x)
         if mixed.shared_gate:
-            always = always * torch.sigmoid(weights.linear(f"{name}.shared_gate", tokens))
+            always = always * torch.sigmoid(weights.linear(f"{name}.shared_gate", x))
         out = out + always
-    return out.view_as(x)
+    return out
 
 
-def route(router: Router, weights: Weights, name: str, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The chosen experts of tokens [count, hidden] and what each counts for, [count, top_k]; float32 or wider."""
-    logits = weights.linear(name, tokens)
+def route(router: Router, weights: Weights, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The chosen experts of x [batch, length, hidden] and what each counts for, [batch * length, top_k]; float32 or
+    wider."""
+    logits = weights.linear(name, x).flatten(0, 1)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     scores = wide.sigmoid() if router.score == "sigmoid" else wide.softmax(-1)
     merits = scores + weights.read(f"{name}.expert_bias").to(wide.dtype) if router.expert_bias else scores
