@@ -1,4 +1,4 @@
-"""Writes the tables of the README that follow from the plug-ins, between their markers. `make docs` runs it, and a test
+"""Writes the tables of the documents that follow from the code, between their markers. `make docs` runs it, and a test
 fails when they are stale."""
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nemoport import plugins
+from nemoport.check.table import TABLE
 
-README = Path(__file__).parent.parent / "README.md"
+DOCS = Path(__file__).parent
+PAGES = (DOCS.parent / "README.md", DOCS / "check.md")
 ROOM = "nemoport.exporters"
 
 
@@ -19,13 +21,13 @@ def tables() -> dict[str, str]:
         "adapters": _table("adapter | what it opens", _described("adapters")),
         "families": _table("family | what it covers | read from | written as", _families()),
         "targets": _table("`--to` | what it writes", _described("targets")),
+        "rules": _table("code | level | what must hold", _rules()),
     }
 
 
 def inserted(text: str) -> str:
     for name, table in tables().items():
         pattern = re.compile(rf"(<!-- {name}: generated -->\n).*?(<!-- end -->)", re.DOTALL)
-        assert pattern.search(text), f"README has no place for the table of {name}"
         text = pattern.sub(lambda match, table=table: match[1] + table + match[2], text)  # type: ignore[misc]
     return text
 
@@ -44,6 +46,11 @@ def _families() -> Iterator[str]:
         yield f"`{name}` | {_first_sentence(module.__doc__ or '')} | {', '.join(sources)} | {', '.join(targets)}"
 
 
+def _rules() -> Iterator[str]:
+    for code, rule in TABLE.items():
+        yield f"`{code}` | {rule.severity} | {rule.sentence.rstrip('.')}"
+
+
 def _first_sentence(text: str) -> str:
     sentence = " ".join(text.split("\n\n")[0].split())
     sentence = re.sub(r"^`\w+`: ", "", sentence)
@@ -56,4 +63,5 @@ def _table(header: str, rows: Iterator[str]) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(inserted(README.read_text()))
+    for page in PAGES:
+        page.write_text(inserted(page.read_text()))

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from nemoport.check import Report as Checked
+    from nemoport.check.repair import Done
     from nemoport.exporters.convert import Row
     from nemoport.validation.report import Check, Report, Service, Summary
 
@@ -145,6 +147,19 @@ def _checks(found: Sequence[Check]) -> None:
 
 def _verdict(passed: bool) -> str:
     return "passed" if passed else "failed"
+
+
+def findings(found: Checked, done: Sequence[Done]) -> None:
+    for each in done:
+        line(each.diff or f"made the directory {each.file}")
+    for finding in found.findings:
+        line(f"{found.root / finding.file}{finding.place}: {finding.sentence}")
+    if found.findings:
+        counts = {severity: found.count(severity) for severity in ("error", "warning", "note")}
+        said = ", ".join(f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items() if count)
+    else:
+        said = "nothing found"
+    line(f"{said} in {len(found.looked_at)} looked at: {found.root}")
 
 
 @contextmanager

@@ -110,7 +110,12 @@ class Refused(Exception):
 
 @contextmanager
 def tritonserver(
-    repository: Path, *, load: Sequence[str] | None = None, exit_on_error: bool = True, seconds: float = 60
+    repository: Path,
+    *,
+    load: Sequence[str] | None = None,
+    exit_on_error: bool = True,
+    seconds: float = 60,
+    flags: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Serve a repository until the block ends. `load` names the models of explicit mode (`*` is all of them); None is
     the server's default mode, in which one model that fails keeps the server from starting."""
@@ -129,6 +134,7 @@ def tritonserver(
         *("--allow-metrics=false", "--exit-timeout-secs=5", f"--exit-on-error={str(exit_on_error).lower()}"),
         *("--backend-config=python,shm-default-byte-size=1048576",),
         f"--backend-config=python,shm-region-prefix-name={region}",
+        *flags,
     ]
     if load is not None:
         command += ["--model-control-mode=explicit", *(f"--load-model={name}" for name in load)]
@@ -250,14 +256,16 @@ def _wait_until_ready(server: Server, process: subprocess.Popen[bytes], seconds:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise Refused(f"tritonserver exited with {process.returncode}:\n{server.log.read_text()[-6000:]}")
+            raise Refused(
+                f"tritonserver exited with {process.returncode}:\n{server.log.read_text(errors='replace')[-6000:]}"
+            )
         try:
             server.get("/v2/health/ready")
         except (urllib.error.URLError, OSError):
             time.sleep(0.05)
         else:
             return
-    raise Refused(f"tritonserver was not ready after {seconds} s:\n{server.log.read_text()[-6000:]}")
+    raise Refused(f"tritonserver was not ready after {seconds} s:\n{server.log.read_text(errors='replace')[-6000:]}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,82 @@
+"""An artifact's directory: what its manifest promises, and what whoever loads it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemoport import artifact
+from nemoport.artifact import Artifact
+from nemoport.check import look
+from nemoport.check.finding import Finding, Problem
+from nemoport.check.rules.files import TOKENIZERS
+from nemoport.check.rules.row import Rule
+from nemoport.check.subject import Trouble
+from nemoport.errors import NemoportError
+
+
+@dataclass(frozen=True)
+class Held:
+    """A directory with a manifest."""
+
+    directory: Path
+    made: Artifact | None
+    reason: str = ""
+    """Why the manifest cannot be read."""
+
+
+def manifest(held: Held) -> Iterator[Problem]:
+    if held.made is None:
+        yield Problem(artifact.MANIFEST, held.reason, "a manifest that nemoport wrote", "convert again")
+
+
+def digests(held: Held) -> Iterator[Problem]:
+    if held.made is None:
+        return
+    try:
+        artifact.verify(held.directory, held.made)
+    except (NemoportError, OSError) as error:
+        fix = "convert again, or copy all of it"
+        yield Problem(artifact.MANIFEST, str(error), "the files that the manifest lists, as they were written", fix)
+
+
+def tokenizer(held: Held) -> Iterator[Problem]:
+    made = held.made
+    if made is not None and made.kind == "hf" and not {file.path for file in made.files} & set(TOKENIZERS):
+        yield Problem(
+            artifact.MANIFEST,
+            "a Hugging Face directory without a tokenizer",
+            f"one of {', '.join(TOKENIZERS)}",
+            "put the tokenizer's files into the source checkpoint and convert again",
+        )
+
+
+RULES = (
+    Rule("NP901", "error", "A manifest is one that nemoport wrote.", manifest),
+    Rule("NP902", "error", "Every file that the manifest lists is there, with its digest.", digests),
+    Rule("NP903", "warning", "A Hugging Face directory has its tokenizer.", tokenizer),
+)
+"""A quantized Hugging Face directory keeps a contract with its loaders as well: its rule is one more row here."""
+
+
+def findings(directory: Path) -> Iterator[Finding]:
+    held = _held(directory)
+    for rule in RULES:
+        for problem in rule.look(held):
+            yield Finding(
+                code=rule.code,
+                severity=rule.severity,
+                model=directory.name,
+                file=str(problem.at),
+                line=1,
+                column=1,
+                found=problem.found,
+                needed=problem.needed,
+                fix=problem.fix,
+            )
+
+
+def _held(directory: Path) -> Held:
+    made = look.manifest(directory)
+    return Held(directory, None, made.reason) if isinstance(made, Trouble) else Held(directory, made)
