@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import groupby
-from math import log
-from typing import Any, Literal
+from math import log, sqrt
+from typing import Any, ClassVar, Literal
 
 from nemoport.errors import UsageError
 
@@ -111,16 +111,26 @@ RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | None
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotary position embedding (arXiv:2104.09864) on the first `dims` of each head, in half-split order
-    (`rotate_half`): element j is paired with j + dims / 2."""
+    """Rotary position embedding (arXiv:2104.09864) on the first `dims` of each head. Element j is paired with
+    j + dims / 2 (half-split, `rotate_half`); `interleaved`: 2 j with 2 j + 1."""
 
     dims: int
     base: float = 10000.0
     scaling: RopeScaling = None
+    interleaved: bool = False
 
     @property
     def magnitude(self) -> float:
         return self.scaling.magnitude if isinstance(self.scaling, YarnScaling) else 1.0
+
+
+@dataclass(frozen=True)
+class State:
+    """What a mixer keeps between steps: [batch, heads, positions, size] under a name."""
+
+    name: str
+    heads: int
+    size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +139,7 @@ class Attention:
     and the `window - 1` before it. `qk_norm`: RMSNorm over each head of q and k, before rope, with the model's eps and
     centre. Scores are q k times `scale` (None: head_dim ** -0.5), then `softcap * tanh(scores / softcap)`.
     `sinks`: a number of each head stands among the scores of every query, and takes its share of the softmax away
-    (arXiv:2508.10925).
-    State between steps: keys and values, [batch, kv_heads, positions, head_dim]."""
+    (arXiv:2508.10925)."""
 
     heads: int
     kv_heads: int
@@ -143,6 +152,13 @@ class Attention:
     scale: float | None = None
     softcap: float | None = None
     sinks: bool = False
+
+    @property
+    def state(self) -> tuple[State, ...]:
+        return State("key", self.kv_heads, self.head_dim), State("value", self.kv_heads, self.head_dim)
+
+    def share(self, tp: int) -> Attention:
+        return replace(self, heads=self.heads // tp, kv_heads=max(1, self.kv_heads // tp))
 
     def tensors(self, hidden: Axis) -> dict[str, tuple[Axis, ...]]:
         q = Axis("heads", self.heads * self.head_dim, self.heads)
@@ -163,6 +179,79 @@ class Attention:
         if self.sinks:
             named |= {"sinks": (Axis("heads", self.heads, self.heads),)}
         return named
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttention:
+    """Multi-head latent attention (arXiv:2405.04434, section 2.1). Of a position one latent is kept for all heads, and
+    one rotated key:
+
+        latent   = kv_norm(kv_down x)                   [kv_rank]
+        k_rope   = rope(k_rope x)                       [rope.dims]
+        query i  = q_i x, or q_up_i q_norm(q_down x)    [nope_dims; rope.dims, which are rotated]
+        key i    = [k_up_i latent; k_rope]
+        value i  = v_up_i latent                        [v_dims]
+
+    Both norms are RMSNorms with an eps of their own. Scores are divided by the root of a query's size; YaRN multiplies
+    them with the square of its temperature(mscale_all_dim)."""
+
+    heads: int
+    q_rank: int | None
+    """None: queries are made of x itself."""
+    kv_rank: int
+    nope_dims: int
+    """Of a head's query and key, what is not rotated."""
+    v_dims: int
+    rope: Rope
+    norm_eps: float = 1e-6
+
+    kv_heads: ClassVar[int] = 1
+    """The latent: every rank has it whole."""
+    window: ClassVar[None] = None
+
+    @property
+    def q_dims(self) -> int:
+        return self.nope_dims + self.rope.dims
+
+    @property
+    def scale(self) -> float:
+        scaling = self.rope.scaling
+        hotter = scaling.temperature(scaling.mscale_all_dim) if isinstance(scaling, YarnScaling) else 1.0
+        return hotter * hotter / sqrt(self.q_dims)
+
+    @property
+    def state(self) -> tuple[State, ...]:
+        """The latent, normed, and after it the rotated key."""
+        return (State("latent", 1, self.kv_rank + self.rope.dims),)
+
+    def share(self, tp: int) -> LatentAttention:
+        return replace(self, heads=self.heads // tp)
+
+    def tensors(self, hidden: Axis) -> dict[str, tuple[Axis, ...]]:
+        def of_heads(dims: int) -> Axis:
+            return Axis("heads", self.heads * dims, self.heads)
+
+        latent, rope = Axis("kv_latent", self.kv_rank, self.kv_rank), Axis("rope", self.rope.dims, self.rope.dims)
+        if self.q_rank is None:
+            named: dict[str, tuple[Axis, ...]] = {"q.weight": (of_heads(self.q_dims), hidden)}
+        else:
+            of_queries = Axis("q_latent", self.q_rank, self.q_rank)
+            named = {
+                "q_down.weight": (of_queries, hidden),
+                "q_norm.weight": (of_queries,),
+                "q_up.weight": (of_heads(self.q_dims), of_queries),
+            }
+        return named | {
+            "kv_down.weight": (latent, hidden),
+            "k_rope.weight": (rope, hidden),
+            "kv_norm.weight": (latent,),
+            "k_up.weight": (of_heads(self.nope_dims), latent),
+            "v_up.weight": (of_heads(self.v_dims), latent),
+            "o.weight": (hidden, of_heads(self.v_dims)),
+        }
+
+
+Mixer = Attention | LatentAttention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +361,7 @@ class Block:
     """x += mixer(attn_norm(x)); x += ffn(ffn_norm(x)). Where a half is None, its norm is not there either.
     `post_norms`: what each half adds is normed once more, by `attn_post_norm` and `ffn_post_norm`."""
 
-    mixer: Attention | None
+    mixer: Mixer | None
     ffn: FeedForward | None
     post_norms: bool = False
 
@@ -309,7 +398,7 @@ class ModelSpec:
     """A row of `positions.weight` is added to each embedding."""
 
     @property
-    def mixers(self) -> tuple[Attention, ...]:
+    def mixers(self) -> tuple[Mixer, ...]:
         """Of the blocks that have one."""
         return tuple(block.mixer for block in self.blocks if block.mixer)
 
@@ -415,7 +504,7 @@ def spec_from_json(data: Mapping[str, Any]) -> ModelSpec:
 _KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        *(Attention, Dense, Mixture, Router, Groups, LanguageModel),
+        *(Attention, LatentAttention, Dense, Mixture, Router, Groups, LanguageModel),
         *(LinearScaling, Llama3Scaling, YarnScaling),
     )
 }
@@ -450,7 +539,7 @@ def _share(block: Block, plan: Plan, position: int) -> Block:
     mixer, ffn = block.mixer, block.ffn
     return replace(
         block,
-        mixer=mixer and replace(mixer, heads=mixer.heads // plan.tp, kv_heads=max(1, mixer.kv_heads // plan.tp)),
+        mixer=mixer and mixer.share(plan.tp),
         ffn=ffn and ffn.share(plan, position),
     )
 

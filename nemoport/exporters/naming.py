@@ -24,6 +24,9 @@ GATE_UP = ("ffn.gate.*", "ffn.up.*")
 EACH, EVERY = "ffn.experts.{e}.", "ffn.experts.{every}."
 GATE_UP_OF_EACH = (EACH + "gate.*", EACH + "up.*")
 GATE_UP_OF_EVERY = (EVERY + "gate.*", EVERY + "up.*")
+LATENT_AND_KEY = ("attn.kv_down.weight", "attn.k_rope.weight")
+KEYS_AND_VALUES = ("attn.k_up.weight", "attn.v_up.weight")
+"""Of latent attention: [latent; key], and for each head its key and its value."""
 
 Parts = str | tuple[str, ...]
 
@@ -69,6 +72,21 @@ _MEGATRON_SHARED = (
             "mlp.linear_fc2.post_layernorm.weight": "ffn_post_norm.weight",
         },
     ),
+)
+MEGATRON_LATENT = (
+    *layer(
+        _MEGATRON,
+        {
+            "self_attention.linear_q_proj.weight": "attn.q.weight",
+            "self_attention.linear_q_down_proj.weight": "attn.q_down.weight",
+            "self_attention.linear_q_up_proj.layer_norm_weight": "attn.q_norm.weight",
+            "self_attention.linear_q_up_proj.weight": "attn.q_up.weight",
+            "self_attention.linear_kv_up_proj.layer_norm_weight": "attn.kv_norm.weight",
+            "self_attention.kv_layernorm.weight": "attn.kv_norm.weight",
+        },
+    ),
+    *layer(_MEGATRON, {"self_attention.linear_kv_down_proj.weight": LATENT_AND_KEY}, STACKED),
+    *layer(_MEGATRON, {"self_attention.linear_kv_up_proj.weight": KEYS_AND_VALUES}, QUERY_GROUPS),
 )
 MEGATRON_GATED = (
     *_MEGATRON_SHARED,
@@ -116,6 +134,21 @@ HUGGINGFACE_ATTENTION = layer(
         "self_attn.q_norm.weight": "attn.q_norm.weight",
         "self_attn.k_norm.weight": "attn.k_norm.weight",
     },
+)
+HUGGINGFACE_LATENT = (
+    *layer(
+        HUGGINGFACE_LAYER,
+        {
+            "self_attn.q_proj.weight": "attn.q.weight",
+            "self_attn.q_a_proj.weight": "attn.q_down.weight",
+            "self_attn.q_a_layernorm.weight": "attn.q_norm.weight",
+            "self_attn.q_b_proj.weight": "attn.q_up.weight",
+            "self_attn.kv_a_layernorm.weight": "attn.kv_norm.weight",
+            "self_attn.o_proj.weight": "attn.o.weight",
+        },
+    ),
+    *layer(HUGGINGFACE_LAYER, {"self_attn.kv_a_proj_with_mqa.weight": LATENT_AND_KEY}, STACKED),
+    *layer(HUGGINGFACE_LAYER, {"self_attn.kv_b_proj.weight": KEYS_AND_VALUES}, QUERY_GROUPS),
 )
 HUGGINGFACE_NORMS = layer(
     HUGGINGFACE_LAYER, {"input_layernorm.*": "attn_norm.*", "post_attention_layernorm.*": "ffn_norm.*"}

@@ -10,7 +10,7 @@ Two rules may offer the same parts under different names; a checkpoint has one o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import groupby
@@ -45,6 +45,9 @@ class Column:
     """Where a tied model may store its embedding a second time."""
     buffers: Mapping[str, str] = field(default_factory=dict)
     """Stored things that are no weights: a pattern of their names, and what they are."""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """Layers that are none of the model's: a pattern of a name that only such a layer has, `layers.*.eh_proj.weight`,
+    and what it is. All that is stored below it is skipped."""
     loads: tuple[str, ...] = ()
     """What loads such an artifact, where that is not what loads other families."""
     own_head: bool = True
@@ -130,6 +133,7 @@ def resolve(column: Column, specs: Mapping[str, TensorSpec], stored: Mapping[str
     tensors: dict[str, LazyTensor] = {}
     sources: dict[str, tuple[str, ...]] = {}
     skipped = {name: what for name in stored for pattern, what in column.buffers.items() if fnmatchcase(name, pattern)}
+    skipped |= _of_modules(column, stored)
     if "head.weight" not in specs and column.tied_copy in stored:
         skipped[column.tied_copy] = "tied head"
     unexplained = {name: None for name in stored if name not in skipped}
@@ -157,6 +161,14 @@ def resolve(column: Column, specs: Mapping[str, TensorSpec], stored: Mapping[str
             "the config describes another model, or this family needs a rule for them"
         )
     return Resolved({name: tensors[name] for name in specs}, sources, skipped)
+
+
+def _of_modules(column: Column, stored: Collection[str]) -> dict[str, str]:
+    places: dict[str, str] = {}
+    for pattern, what in column.modules.items():
+        end = pattern.rpartition("*")[2]
+        places |= {name.removesuffix(end) + ".": what for name in stored if fnmatchcase(name, pattern)}
+    return {name: what for place, what in places.items() for name in stored if name.startswith(place)}
 
 
 def _check(binding: Binding, tensor: LazyTensor) -> None:

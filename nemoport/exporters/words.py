@@ -11,7 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nemoport.errors import DamagedInput
-from nemoport.spec import Attention, Block, Dense, FeedForward, LanguageModel, Mixture, ModelSpec, Norm, Rope, Router
+from nemoport.spec import (
+    Attention,
+    Block,
+    Dense,
+    FeedForward,
+    LanguageModel,
+    LatentAttention,
+    Mixer,
+    Mixture,
+    ModelSpec,
+    Norm,
+    Rope,
+    Router,
+)
 
 Words = dict[str, Any]
 
@@ -33,6 +46,8 @@ PLAIN: Mapping[str, Any] = {
     "rope_base": None,
     "rope_fraction": 1.0,
     "rope_scaling": None,
+    "rope_interleaved": False,
+    "latent_eps": 1e-6,
     "window": None,
     "scale": None,
     "softcap": None,
@@ -141,9 +156,11 @@ def relevant(words: Words) -> Words:
 
 _OF_BLOCK = ("mixer", "ffn", "post_norms")
 _OF_ATTENTION = (
-    *("heads", "kv_heads", "head_dim", "rope_base", "rope_fraction", "rope_scaling"),
+    *("kv_heads", "head_dim", "rope_fraction"),
     *("window", "scale", "softcap", "qkv_bias", "out_bias", "qk_norm", "sinks"),
 )
+_OF_LATENT = ("q_rank", "kv_rank", "nope_dims", "v_dims", "rope_dims", "latent_eps")
+_OF_MIXER = ("heads", "rope_base", "rope_scaling", "rope_interleaved")
 _OF_FFN = ("activation", "gated", "ffn_bias", "ffn_limit", "up_offset")
 _OF_DENSE = ("intermediate",)
 _OF_MIXTURE = (
@@ -151,7 +168,9 @@ _OF_MIXTURE = (
     *("router_score", "router_normalized", "router_scale", "router_bias", "expert_bias", "expert_groups"),
 )
 _HALVES = (
+    ("mixer", {"attention", "latent"}, _OF_MIXER),
     ("mixer", {"attention"}, _OF_ATTENTION),
+    ("mixer", {"latent"}, _OF_LATENT),
     ("ffn", {"dense", "mixture"}, _OF_FFN),
     ("ffn", {"dense"}, _OF_DENSE),
     ("ffn", {"mixture"}, _OF_MIXTURE),
@@ -162,7 +181,7 @@ _OF_A_HALF = tuple(word for *_, its in _HALVES for word in its)
 
 def _block(words: Mapping[str, Any]) -> Block:
     return Block(
-        mixer=_attention(words) if words["mixer"] else None,
+        mixer=_MIXERS[words["mixer"]](words) if words["mixer"] else None,
         ffn=_FFNS[words["ffn"]](words) if words["ffn"] else None,
         post_norms=words["post_norms"],
     )
@@ -172,18 +191,27 @@ def _attention(words: Mapping[str, Any]) -> Attention:
     heads, kv_heads, head_dim = (words[word] for word in ("heads", "kv_heads", "head_dim"))
     if heads % kv_heads:
         raise DamagedInput(f"{heads} heads do not divide over {kv_heads} KV heads; check the config")
+    rope = None
+    if words["rope_base"] is not None:
+        rope = _rope(words, int(head_dim * words["rope_fraction"]), head_dim)
     plain = {word: words[word] for word in ("window", "scale", "softcap", "qkv_bias", "out_bias", "qk_norm", "sinks")}
-    return Attention(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rope=_rope(words), **plain)
+    return Attention(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rope=rope, **plain)
 
 
-def _rope(words: Mapping[str, Any]) -> Rope | None:
-    if words["rope_base"] is None:
-        return None
-    head_dim = words["head_dim"]
-    dims = int(head_dim * words["rope_fraction"])
+def _latent(words: Mapping[str, Any]) -> LatentAttention:
+    plain = {word: words[word] for word in ("heads", "q_rank", "kv_rank", "nope_dims", "v_dims")}
+    rope = _rope(words, words["rope_dims"], words["rope_dims"])
+    return LatentAttention(rope=rope, norm_eps=words["latent_eps"], **plain)
+
+
+_MIXERS: Mapping[str, Callable[[Mapping[str, Any]], Mixer]] = {"attention": _attention, "latent": _latent}
+
+
+def _rope(words: Mapping[str, Any], dims: int, head_dim: int) -> Rope:
     if dims % 2 or not 0 < dims <= head_dim:
         raise DamagedInput(f"rotary embedding on {dims} of {head_dim} dimensions; an even part is needed")
-    return Rope(dims=dims, base=words["rope_base"], scaling=words["rope_scaling"])
+    base, scaling, interleaved = (words[f"rope_{word}"] for word in ("base", "scaling", "interleaved"))
+    return Rope(dims=dims, base=base, scaling=scaling, interleaved=interleaved)
 
 
 def _dense(words: Mapping[str, Any]) -> Dense:
@@ -230,21 +258,34 @@ _FFNS: Mapping[str, Callable[[Mapping[str, Any]], FeedForward]] = {"dense": _den
 
 def _words_of_block(block: Block) -> Words:
     words: Words = {"mixer": None, "ffn": None, "post_norms": block.post_norms}
-    if mixer := block.mixer:
-        rope = mixer.rope
-        words |= {word: getattr(mixer, word) for word in _OF_ATTENTION if not word.startswith("rope")}
-        words |= {
-            "mixer": "attention",
-            "rope_base": rope.base if rope else None,
-            "rope_fraction": rope.dims / mixer.head_dim if rope else 1.0,
-            "rope_scaling": rope.scaling if rope else None,
-        }
+    match block.mixer:
+        case Attention() as mixer:
+            words |= {"mixer": "attention", **_words_of_attention(mixer)}
+        case LatentAttention() as mixer:
+            words |= {"mixer": "latent", **_words_of_latent(mixer)}
     match block.ffn:
         case Dense() as ffn:
             words |= {"ffn": "dense", "intermediate": ffn.intermediate, **_words_of_ffn(ffn)}
         case Mixture() as ffn:
             words |= {"ffn": "mixture", **_words_of_mixture(ffn), **_words_of_ffn(ffn.expert)}
     return words
+
+
+def _words_of_attention(mixer: Attention) -> Words:
+    plain = {word: getattr(mixer, word) for word in ("heads", *_OF_ATTENTION) if word != "rope_fraction"}
+    fraction = mixer.rope.dims / mixer.head_dim if mixer.rope else 1.0
+    return plain | {"rope_fraction": fraction} | _words_of_rope(mixer.rope)
+
+
+def _words_of_latent(mixer: LatentAttention) -> Words:
+    plain = {word: getattr(mixer, word) for word in ("heads", "q_rank", "kv_rank", "nope_dims", "v_dims")}
+    return plain | {"rope_dims": mixer.rope.dims, "latent_eps": mixer.norm_eps} | _words_of_rope(mixer.rope)
+
+
+def _words_of_rope(rope: Rope | None) -> Words:
+    if rope is None:
+        return {word: PLAIN[word] for word in ("rope_base", "rope_scaling", "rope_interleaved")}
+    return {"rope_base": rope.base, "rope_scaling": rope.scaling, "rope_interleaved": rope.interleaved}
 
 
 def _words_of_ffn(ffn: Dense) -> Words:

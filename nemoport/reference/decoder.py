@@ -1,6 +1,6 @@
 """The meaning of a `ModelSpec`: a plain decoder, written from the papers, that reads one matrix at a time.
 
-x = embed[tokens] + positions;  x += attention(attn_norm(x));  x += ffn(ffn_norm(x)) ...;  logits = norm(x) @ head
+x = embed[tokens] + positions;  x += mixer(attn_norm(x));  x += ffn(ffn_norm(x)) ...;  logits = norm(x) @ head
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nemoport.errors import UsageError
 from nemoport.reference.experts import feed
-from nemoport.reference.layers import Extend, attention, capped
+from nemoport.reference.layers import Extend, capped, mix
 from nemoport.reference.steps import Cache, Places
 from nemoport.reference.weights import Weights
 from nemoport.spec import Block, ModelSpec, Norm
@@ -78,7 +78,7 @@ def run_block(
     """One layer, x [batch, length, hidden] to the same shape."""
     if block.mixer:
         normed = weights.norm(f"{name}.attn_norm", norm, x)
-        mixed = attention(block.mixer, norm, weights, f"{name}.attn", normed, places, extend)
+        mixed = mix(block.mixer, norm, weights, f"{name}.attn", normed, places, extend)
         x = x + (weights.norm(f"{name}.attn_post_norm", norm, mixed) if block.post_norms else mixed)
     if block.ffn:
         fed = feed(block.ffn, weights, f"{name}.ffn", weights.norm(f"{name}.ffn_norm", norm, x))
@@ -97,6 +97,6 @@ def project(weights: Weights, name: str, x: Tensor) -> Tensor:
     return out
 
 
-def only_this_step(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def only_this_step(*new: Tensor) -> tuple[Tensor, ...]:
     """No state is kept."""
-    return keys, values
+    return new

@@ -16,10 +16,10 @@ from torch import Tensor
 from nemoport.reference.rope import rotate
 from nemoport.reference.steps import Places
 from nemoport.reference.weights import Weights
-from nemoport.spec import Activation, Attention, Dense, Norm
+from nemoport.spec import Activation, Attention, Dense, LatentAttention, Mixer, Norm
 
-Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""This step's keys and values to those of all steps so far."""
+Extend = Callable[..., tuple[Tensor, ...]]
+"""This step's part of a mixer's state to that of all steps so far, one tensor for each that the mixer declares."""
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -30,10 +30,19 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
+def mix(mixer: Mixer, norm: Norm, weights: Weights, name: str, x: Tensor, places: Places, extend: Extend) -> Tensor:
+    """x [batch, length, hidden] to the same shape. `norm` is the model's."""
+    match mixer:
+        case Attention():
+            return attention(mixer, norm, weights, name, x, places, extend)
+        case LatentAttention():
+            return latent_attention(mixer, weights, name, x, places, extend)
+
+
 def attention(
     mixer: Attention, norm: Norm, weights: Weights, name: str, x: Tensor, places: Places, extend: Extend
 ) -> Tensor:
-    """x [batch, length, hidden] to the same shape. `norm` is the model's: those of q and k have its eps and centre."""
+    """The norms of q and k have the model's eps and centre."""
     q, k, v = (_heads(weights.linear(f"{name}.{part}", x), mixer.head_dim) for part in "qkv")
     if mixer.qk_norm:
         over_head = Norm(kind="rms", eps=norm.eps, zero_centered=norm.zero_centered)
@@ -46,6 +55,29 @@ def attention(
     return weights.linear(f"{name}.o", mixed.transpose(1, 2).flatten(2))
 
 
+def latent_attention(
+    mixer: LatentAttention, weights: Weights, name: str, x: Tensor, places: Places, extend: Extend
+) -> Tensor:
+    """As the paper states it: keys and values of every head are made anew of the latents of all positions."""
+    over_latent, rotated = Norm(kind="rms", eps=mixer.norm_eps), mixer.rope.dims
+    if mixer.q_rank is None:
+        q = weights.linear(f"{name}.q", x)
+    else:
+        of_queries = weights.norm(f"{name}.q_norm", over_latent, weights.linear(f"{name}.q_down", x))
+        q = weights.linear(f"{name}.q_up", of_queries)
+    q = _heads(q, mixer.q_dims)
+    q = torch.cat([q[..., :-rotated], rotate(q[..., -rotated:], places.queries, mixer.rope)], dim=-1)
+    latent = weights.norm(f"{name}.kv_norm", over_latent, weights.linear(f"{name}.kv_down", x))
+    key = rotate(_heads(weights.linear(f"{name}.k_rope", x), rotated), places.queries, mixer.rope)
+    (state,) = extend(torch.cat([latent[:, None], key], dim=-1))
+    latent, key = state[:, 0, :, :-rotated], state[..., -rotated:]
+    k = _heads(weights.linear(f"{name}.k_up", latent), mixer.nope_dims)
+    v = _heads(weights.linear(f"{name}.v_up", latent), mixer.v_dims)
+    k = torch.cat([k, key.expand(-1, mixer.heads, -1, -1)], dim=-1)
+    mixed = attend(q, k, v, places.visible(mixer.window), mixer.scale)
+    return weights.linear(f"{name}.o", mixed.transpose(1, 2).flatten(2))
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -55,7 +87,7 @@ def attend(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """softmax(q k scale) v for q [batch, heads, length, head_dim] and k, v [batch, kv_heads, positions, head_dim];
+    """softmax(q k scale) v for q [batch, heads, length, head_dim] and k, v [batch, kv_heads, positions, ...];
     query head i looks at KV head i // (heads / kv_heads). `scale` None is 1 / sqrt(head_dim). `sinks` [heads]: one more
     score for every query, whose value is nothing."""
     kv_heads, head_dim = k.shape[1], q.shape[-1]

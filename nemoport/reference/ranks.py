@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nemoport.reference.decoder import enter, only_this_step, project
 from nemoport.reference.experts import feed
-from nemoport.reference.layers import attention, capped
+from nemoport.reference.layers import capped, mix
 from nemoport.reference.steps import Cache, Places
 from nemoport.reference.weights import Weights
 from nemoport.spec import Block, ModelSpec, Plan
@@ -72,7 +72,7 @@ class RankedDecoder:
                 assert block.mixer
                 extend = partial(cache.extend, (stage, position, layer)) if cache else only_this_step
                 normed = rank.norm(f"{name}.attn_norm", norm, x[position])
-                parts.append(attention(block.mixer, norm, rank, f"{name}.attn", normed, places, extend))
+                parts.append(mix(block.mixer, norm, rank, f"{name}.attn", normed, places, extend))
             x = add(x, self._post_norm(blocks[0], ranks, f"{name}.attn_post_norm", all_reduce(parts)))
         if blocks[0].ffn:
             parts = []

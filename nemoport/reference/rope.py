@@ -27,14 +27,17 @@ def frequencies(rope: Rope) -> Tensor:
 
 
 def rotate(x: Tensor, positions: Tensor, rope: Rope) -> Tensor:
-    """Turn the first `dims` of x [batch, heads, length, head_dim] by positions [batch, length]; (j, j + dims / 2) is
-    a pair."""
+    """Turn the first `dims` of x [batch, heads, length, head_dim] by positions [batch, length]."""
     angles = positions[:, None, :, None] * frequencies(rope).to(x.device)
     cos, sin = angles.cos() * rope.magnitude, angles.sin() * rope.magnitude
-    half = rope.dims // 2
-    first, second, rest = x[..., :half], x[..., half : rope.dims], x[..., rope.dims :]
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return torch.cat([*(part.to(x.dtype) for part in turned), rest], dim=-1)
+    paired, rest = x[..., : rope.dims], x[..., rope.dims :]
+    if rope.interleaved:
+        first, second = paired[..., 0::2], paired[..., 1::2]
+    else:
+        first, second = paired.chunk(2, dim=-1)
+    turned = [part.to(x.dtype) for part in (first * cos - second * sin, second * cos + first * sin)]
+    placed = torch.stack(turned, dim=-1).flatten(-2) if rope.interleaved else torch.cat(turned, dim=-1)
+    return torch.cat([placed, rest], dim=-1)
 
 
 def _by_wavelength(plain: Tensor, scaling: Llama3Scaling) -> Tensor:

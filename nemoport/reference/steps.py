@@ -1,4 +1,4 @@
-"""What one step of a decoder needs to know of the steps before it: where tokens stand, and their keys and values."""
+"""What one step of a decoder needs to know of the steps before it: where tokens stand, and what mixers kept."""
 
 from __future__ import annotations
 
@@ -36,16 +36,18 @@ def places(mask: Tensor, past: Places | None = None) -> Places:
 
 
 class Cache:
-    """The state of attention between steps: keys and values [batch, kv_heads, positions, head_dim] of each layer
-    (and of each rank, where a layer has several)."""
+    """The state of mixers between steps, tensors [batch, heads, positions, size] of each layer (and of each rank, where
+    a layer has several)."""
 
     def __init__(self) -> None:
-        self._state: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        self._state: dict[Hashable, tuple[Tensor, ...]] = {}
 
-    def extend(self, layer: Hashable, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, layer: Hashable, *new: Tensor) -> tuple[Tensor, ...]:
         """Append this step's; returns all of them."""
-        if layer in self._state:
-            past_keys, past_values = self._state[layer]
-            keys, values = torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)
-        self._state[layer] = keys, values
-        return keys, values
+        past = self._state.get(layer)
+        self._state[layer] = new if past is None else tuple(map(_after, past, new))
+        return self._state[layer]
+
+
+def _after(past: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([past, new], dim=2)

@@ -221,9 +221,9 @@ class Runner:
     def __init__(self, path: Path, spec: ModelSpec, batch: int = 1, dtype: str = "float32") -> None:
         self.session = run_on_cpu(path)
         self.past = {
-            f"past_key_values.{i}.{part}": np.zeros((batch, mixer.kv_heads, 0, mixer.head_dim), dtype)
+            f"past_key_values.{i}.{state.name}": np.zeros((batch, state.heads, 0, state.size), dtype)
             for i, mixer in enumerate(spec.mixers)
-            for part in ("key", "value")
+            for state in mixer.state
         }
 
     def __call__(self, ids: Array, mask: Array | None = None, positions: Array | None = None) -> Array:

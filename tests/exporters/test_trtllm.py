@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from nemoport.exporters.tensor import LazyTensor
-from nemoport.spec import LanguageModel, ModelSpec
+from nemoport.spec import Attention, LanguageModel, ModelSpec
 
 from .commands import converted
 from .conftest import Once
@@ -95,6 +95,7 @@ def gather(directory: Path, spec: ModelSpec, tp: int, pp: int) -> dict[str, torc
     """The ranks put together again by the format's description, written here without the tables of nemoport."""
     ranks = [load_file(directory / f"rank{rank}.safetensors") for rank in range(tp * pp)]
     mixer = spec.mixers[0]
+    assert isinstance(mixer, Attention)
     copies, heads = max(1, tp // mixer.kv_heads), mixer.heads // tp * mixer.head_dim
     first, last = ranks[:tp], ranks[-tp:]
     whole = {

@@ -23,6 +23,23 @@ GROUPS: dict[str, Any] = {"num_query_groups": 2, "kv_channels": 10}
 GPT = {"normalization": "LayerNorm", "add_bias_linear": True, "activation_func": "gelu"}
 LLAMA = {"normalization": "RMSNorm", "add_bias_linear": False, "activation_func": "silu", "gated_linear_unit": True}
 LEARNED, ROPE = {"position_embedding_type": "learned_absolute"}, {"position_embedding_type": "rope", "rotary_base": 500}
+LATENT = LLAMA | {
+    "multi_latent_attention": True,
+    "qk_layernorm": True,
+    "q_lora_rank": 22,
+    "kv_lora_rank": 14,
+    "qk_head_dim": 10,
+    "qk_pos_emb_head_dim": 8,
+    "v_head_dim": 12,
+    "layernorm_epsilon": 1e-6,
+    "rotary_base": 500,
+}
+LATENT_YARN = {
+    "rope_type": "yarn",
+    "rotary_scaling_factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 4.0,
+}
 TIED, UNTIED = ({"share_embeddings_and_output_weights": tied} for tied in (True, False))
 EXPERTS: dict[str, Any] = {
     "num_moe_experts": 6,
@@ -85,6 +102,28 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "gpt_oss": (LLAMA | GROUPS | EXPERTS | OSS, UNTIED | {"position_embedding_type": "yarn", "rotary_base": 500}),
     "llama": (LLAMA | GROUPS | {"qk_layernorm": True, "softmax_scale": 0.2}, ROPE | UNTIED),
+    "deepseek": (
+        LATENT
+        | LATENT_YARN
+        | {"mscale": 1.0, "mscale_all_dim": 1.0}
+        | EXPERTS
+        | SIGMOIDS
+        | {"moe_layer_freq": [0, 1, 1]},
+        ROPE | UNTIED,
+    ),
+    "deepseek, softmax before the choice": (
+        LATENT
+        | {"rope_type": "rope"}
+        | EXPERTS
+        | {"moe_router_pre_softmax": True, "moe_router_topk": 3, "moe_shared_expert_intermediate_size": 36},
+        ROPE | UNTIED,
+    ),
+    "deepseek, dense": (LATENT | {"rope_type": "rope"}, ROPE | UNTIED),
+    "deepseek, dense, whole queries, yarn": (
+        LATENT | LATENT_YARN | {"q_lora_rank": None, "mscale": 0.7, "mscale_all_dim": 0.9},
+        ROPE | UNTIED,
+    ),
+    "deepseek, dense, yarn, one mscale": (LATENT | LATENT_YARN | {"mscale": 0.7}, ROPE | UNTIED),
 }
 """The words of TransformerConfig, and those of GPTModel."""
 
@@ -92,12 +131,14 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def main(directory: Path) -> None:
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import random
+    from megatron.core.transformer import multi_latent_attention
     from megatron.core.transformer.moe import moe_utils
     from safetensors.torch import save_file
 
     moe_utils.te_general_gemm = None  # Transformer Engine is not here, and its absence was forgotten there
     torch.set_num_threads(1)
     torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
+    multi_latent_attention.HAVE_TE = False  # or it asks for classes that are not there without Transformer Engine
     random.initialize_rng_tracker()
     random.CudaRNGStatesTracker.fork = lambda *_: nullcontext()  # there is no dropout to draw for
     torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/init", rank=0, world_size=1)
@@ -110,15 +151,32 @@ def main(directory: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+class Softmax(torch.nn.Module):
+    """What Transformer Engine does between keys and values of different sizes, which Megatron-core's own has no room
+    for. Queries, keys and values are [length, batch, heads, size]."""
+
+    def __init__(self, *, softmax_scale: float, **_: Any) -> None:
+        super().__init__()
+        self.scale = softmax_scale
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, unseen: torch.Tensor, **_: Any
+    ) -> torch.Tensor:
+        scores = torch.einsum("sbhd,tbhd->bhst", query, key) * self.scale
+        shares = scores.masked_fill(unseen, float("-inf")).softmax(-1)
+        return torch.einsum("bhst,tbhd->sbhd", shares, value).flatten(2)
+
+
 def _saved(config: dict[str, Any], words: dict[str, Any]) -> dict[str, torch.Tensor]:
     from megatron.core.fusions.fused_bias_geglu import quick_gelu
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_layer_local_spec
-    from megatron.core.transformer.transformer_config import TransformerConfig
+    from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
     name = config["activation_func"]
     activation = quick_gelu if name == "quick_gelu" else getattr(torch.nn.functional, name)
-    made = TransformerConfig(
+    latent = config.get("multi_latent_attention", False)
+    made = (MLATransformerConfig if latent else TransformerConfig)(
         **SIZES | config | {"activation_func": activation},
         use_cpu_initialization=True,
         attention_dropout=0.0,
@@ -133,7 +191,11 @@ def _saved(config: dict[str, Any], words: dict[str, Any]) -> dict[str, torch.Ten
     if made.num_moe_experts:
         spec = get_gpt_decoder_block_spec(made, use_transformer_engine=False, normalization=norm)
     else:
-        spec = get_gpt_layer_local_spec(normalization=norm, qk_layernorm=config.get("qk_layernorm", False))
+        spec = get_gpt_layer_local_spec(
+            normalization=norm, qk_layernorm=made.qk_layernorm, multi_latent_attention=latent
+        )
+    for layer in getattr(spec, "layer_specs", [spec]) if latent else ():
+        layer.submodules.self_attention.submodules.core_attention = Softmax
     torch.manual_seed(1)
     model = GPTModel(made, spec, vocab_size=VOCAB, max_sequence_length=POSITIONS, **words).eval()
     tokens = torch.from_numpy(np.random.default_rng(5).integers(0, VOCAB, (2, LENGTH)))

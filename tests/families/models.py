@@ -20,6 +20,7 @@ EVEN = {"hidden_size": 60, "heads": 10, "kv_heads": 10, "head_dim": 6}
 """Where a format divides the hidden size by the heads."""
 SIZES = {"vocab_size": 131, "max_positions": 77, "layers": LAYERS, "intermediate": 20, "eps": 1e-6, "rope_base": 5e4}
 EXPERTS = {"experts": 10, "top_k": 3, "expert_intermediate": 20}
+LATENT = {"q_rank": 14, "kv_rank": 9, "nope_dims": 6, "rope_dims": 4, "v_dims": 10, "latent_eps": 1e-6}
 
 OPTIONS: Mapping[str, tuple[Any, ...]] = {
     "tied": (True, False),
@@ -34,8 +35,14 @@ OPTIONS: Mapping[str, tuple[Any, ...]] = {
     "rope_scaling": (
         LinearScaling(factor=3.0),
         Llama3Scaling(factor=4.0, original_max_positions=64),
-        YarnScaling(factor=4.0, original_max_positions=16, beta_fast=4.0, truncate=False),
+        YarnScaling(factor=4.0, original_max_positions=16),
+        YarnScaling(factor=4.0, original_max_positions=16, attention_factor=1.5, truncate=False),
+        YarnScaling(
+            factor=4.0, original_max_positions=16, beta_fast=9.0, beta_slow=2.0, mscale=0.7, mscale_all_dim=0.9
+        ),
     ),
+    "rope_interleaved": (True, False),
+    "q_rank": (None, 14),
     "scale": (24**-0.5, None),
     "softcap": (3.0, None),
     "logit_softcap": (4.0, None),
@@ -108,7 +115,7 @@ def _base(dialect: Dialect, spoken: set[str]) -> Words:
     for sizes, tied, scale, activation, shared in needed:
         of_start = {"tied": tied, "scale": scale, "activation": activation}
         of_start |= {"shared_intermediate": shared, "shared_gate": shared is not None}
-        start = {**PLAIN, **SIZES, **sizes, **of_start, **dialect.fixed}
+        start = {**PLAIN, **SIZES, **LATENT, **sizes, **of_start, **dialect.fixed}
         start |= {} if "rope_base" in spoken else {"rope_base": None}
         start |= EXPERTS | {"ffn": "mixture"} if "experts" in spoken else {}
         start |= {"embedding_scale": sizes["hidden_size"] ** 0.5} if "embedding_scale" in spoken else {}
@@ -118,7 +125,7 @@ def _base(dialect: Dialect, spoken: set[str]) -> Words:
             words = dialect.read(config)
         except DamagedInput:
             continue
-        if dialect.saying(words) and all(words[word] == size for word, size in sizes.items()):
+        if dialect.saying(words) and all(words.get(word, size) == size for word, size in sizes.items()):
             return words
     raise AssertionError(f"{dialect.marks} says no model of these sizes")
 

@@ -52,6 +52,18 @@ QWEN_EXPERTS = EXPERTS | {"num_experts": 5, "moe_intermediate_size": 28}
 RANKED_EXPERTS = ({"tp": 2}, {"tp": 2, "ep": 2}, {"tp": 2, "pp": 2, "ep": 2})
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 4.0}
+LATENT = SIZES | {
+    "num_key_value_heads": 6,
+    "q_lora_rank": 22,
+    "kv_lora_rank": 14,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "first_k_dense_replace": LAYERS,
+}
+
+
 @dataclass(frozen=True)
 class Case:
     kind: str
@@ -140,6 +152,14 @@ CASES = {
     "starcoder2 without bias": Case(
         "Starcoder2", SIZES | {"use_bias": False, "tie_word_embeddings": False} | rope(rope_theta=500.0), "starcoder2"
     ),
+    "qwen3, yarn": Case("Qwen3", HEADS_OF_10 | rope(rope_theta=500.0, **YARN, truncate=False), "llama", ()),
+    "deepseek v3, dense": Case("DeepseekV3", LATENT | rope(rope_theta=500.0), "deepseek", ()),
+    "deepseek v3, dense, whole queries, yarn, mscale": Case(
+        "DeepseekV3",
+        LATENT | {"q_lora_rank": None} | rope(rope_theta=500.0, **YARN, mscale=0.7, mscale_all_dim=0.9),
+        "deepseek",
+        (),
+    ),
 }
 CLASSES = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
 
@@ -207,9 +227,9 @@ def run(path: Path, spec: ModelSpec, ids: Array, steps: tuple[int, ...]) -> Arra
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = onnxruntime.InferenceSession(path / "model.onnx", options, providers=["CPUExecutionProvider"])
     past = {
-        f"past_key_values.{i}.{part}": np.zeros((len(ids), mixer.kv_heads, 0, mixer.head_dim), np.float32)
+        f"past_key_values.{i}.{state.name}": np.zeros((len(ids), state.heads, 0, state.size), np.float32)
         for i, mixer in enumerate(spec.mixers)
-        for part in ("key", "value")
+        for state in mixer.state
     }
     start, found = 0, []
     for stop in steps:

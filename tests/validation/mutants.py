@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nemoport import artifact
 from nemoport.exporters.dtypes import real
-from nemoport.spec import tensors
+from nemoport.spec import Attention, tensors
 
 Array = NDArray[Any]
 
@@ -182,7 +182,9 @@ def pair_neighbours(name: str) -> Change:
     """Rows of each head as for a rope that turns (2j, 2j + 1): [0 h 1 h+1 ...]."""
 
     def change(opened: Opened) -> None:
-        size = opened.manifest.spec.mixers[0].head_dim
+        mixer = opened.manifest.spec.mixers[0]
+        assert isinstance(mixer, Attention)
+        size = mixer.head_dim
         for piece in opened.pieces(name):
             heads = piece.reshape(-1, 2, size // 2, piece.shape[-1])
             piece[...] = heads.swapaxes(1, 2).reshape(piece.shape).copy()
@@ -195,6 +197,7 @@ def interleave_groups(name: str) -> Change:
 
     def change(opened: Opened) -> None:
         mixer = opened.manifest.spec.mixers[0]
+        assert isinstance(mixer, Attention)
         for piece in opened.pieces(name):
             heads = piece.reshape(-1, mixer.heads // mixer.kv_heads, mixer.head_dim, piece.shape[-1])
             piece[...] = heads.swapaxes(0, 1).reshape(piece.shape).copy()

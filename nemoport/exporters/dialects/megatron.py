@@ -127,7 +127,6 @@ _NOT_YET = (
     Mark("qk_l2_norm", False, absent=False),
     Mark("attention_output_gate", False, absent=False),
     Mark("no_rope_freq", None),
-    Mark("mtp_num_layers", None),
     Mark("apply_residual_connection_post_layernorm", False, absent=False),
     # NeMo 1.0's own
     Mark("apply_embedding_scaling", False, absent=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from nemoport.errors import UnsupportedInput
@@ -53,23 +54,28 @@ def scaling_of(rope: Config) -> Scaling:
                 original_max_positions=whole_number(rope["original_max_position_embeddings"]),
             )
         case "yarn":
-            return yarn_of(rope)
+            return yarn(rope)
     raise UnsupportedInput(f"the config scales rope by {kind!r}; nemoport knows default, linear, llama3 and yarn")
 
 
-def yarn_of(rope: Config) -> YarnScaling:
-    """transformers takes both of `mscale` and `mscale_all_dim` or none (modeling_rope_utils.py)."""
-    mscales = {key: number(rope[key]) for key in ("mscale", "mscale_all_dim") if rope.get(key)}
-    said = rope.get("attention_factor")
-    return YarnScaling(
+def yarn(rope: Config) -> YarnScaling:
+    """In transformers' words. Where it does not find both mscales, it takes the plain attention factor
+    (`_compute_yarn_parameters`), while latent attention scales its scores by `mscale_all_dim` alone."""
+    mscale, all_dim = (float(rope.get(key) or 0.0) for key in ("mscale", "mscale_all_dim"))
+    attention_factor = rope.get("attention_factor")
+    made = YarnScaling(
         factor=number(rope["factor"]),
         original_max_positions=whole_number(rope["original_max_position_embeddings"]),
         beta_fast=number(rope.get("beta_fast") or 32.0),
         beta_slow=number(rope.get("beta_slow") or 1.0),
-        **(mscales if len(mscales) == 2 else {}),
-        attention_factor=None if said is None else number(said),
+        mscale=mscale if mscale and all_dim else 1.0,
+        mscale_all_dim=all_dim,
+        attention_factor=None if attention_factor is None else number(attention_factor),
         truncate=flag(rope.get("truncate", True)),
     )
+    if all_dim and not mscale and attention_factor is None:
+        return replace(made, attention_factor=made.temperature(1.0))
+    return made
 
 
 def to_scaling(scaling: Scaling) -> dict[str, Any] | None:
@@ -85,19 +91,25 @@ def to_scaling(scaling: Scaling) -> dict[str, Any] | None:
         case LinearScaling():
             return {"rope_type": "linear", "factor": scaling.factor}
         case YarnScaling():
-            mscales = {"mscale": scaling.mscale, "mscale_all_dim": scaling.mscale_all_dim}
-            factor = scaling.attention_factor
-            return {
-                "rope_type": "yarn",
-                "factor": scaling.factor,
-                "original_max_position_embeddings": scaling.original_max_positions,
-                "beta_fast": scaling.beta_fast,
-                "beta_slow": scaling.beta_slow,
-                "truncate": scaling.truncate,
-                **(mscales if scaling.mscale_all_dim else {}),
-                **({} if factor is None else {"attention_factor": factor}),
-            }
+            return _to_yarn(scaling)
     return None
+
+
+def _to_yarn(scaling: YarnScaling) -> dict[str, Any]:
+    """Its kind under both keys: DeepSeek's own code reads the older one."""
+    said = {
+        "rope_type": "yarn",
+        "type": "yarn",
+        "factor": scaling.factor,
+        "original_max_position_embeddings": scaling.original_max_positions,
+        "beta_fast": scaling.beta_fast,
+        "beta_slow": scaling.beta_slow,
+    }
+    said |= {} if scaling.attention_factor is None else {"attention_factor": scaling.attention_factor}
+    said |= {} if scaling.truncate else {"truncate": False}
+    if scaling.mscale_all_dim:
+        said |= {"mscale": scaling.mscale, "mscale_all_dim": scaling.mscale_all_dim}
+    return said
 
 
 def softcap(word: str, key: str, absent: float | None = None) -> Keys:

@@ -23,7 +23,7 @@ from nemoport.exporters.rules import Binding, Column, written
 from nemoport.exporters.sharding import Sharding, shard
 from nemoport.exporters.source import column
 from nemoport.exporters.tensor import LazyTensor, cast
-from nemoport.spec import ModelSpec, Plan, TensorSpec, check_divisible, tensors
+from nemoport.spec import Attention, ModelSpec, Plan, TensorSpec, check_divisible, tensors
 
 SHARDING = Sharding(
     axes={"heads": "divide", "kv_heads": "repeat", "ffn": "divide", "vocab": "pad"}, whole=frozenset({"embed.weight"})
@@ -144,7 +144,10 @@ def _headed(table: Column, spec: ModelSpec) -> ModelSpec:
 
 def _said(table: Column, spec: ModelSpec) -> ModelSpec:
     """What config.json can say: sliding windows are told to TensorRT-LLM at run time."""
-    blocks = tuple(replace(block, mixer=block.mixer and replace(block.mixer, window=None)) for block in spec.blocks)
+    blocks = tuple(
+        replace(block, mixer=replace(block.mixer, window=None)) if isinstance(block.mixer, Attention) else block
+        for block in spec.blocks
+    )
     return replace(_headed(table, spec), blocks=blocks)
 
 
@@ -203,6 +206,7 @@ def _config(table: Column, spec: ModelSpec, plan: Plan, dtype: str) -> dict[str,
     """The keys of PretrainedConfig.to_dict in tensorrt_llm 0.16. Heads and vocabulary are the whole model's."""
     written = configs.write(table.dialects, _said(table, spec), "use --to hf, which TensorRT-LLM 1.0 and later load")
     mixer = spec.mixers[0]
+    assert isinstance(mixer, Attention), "no dialect of this format says another"
     return {
         **written,
         "dtype": dtype,

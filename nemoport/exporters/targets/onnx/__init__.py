@@ -1,11 +1,12 @@
 """One ONNX graph for prompt and decoding, with a KV cache and weights as external data: for ONNX Runtime and TensorRT.
 
     inputs     input_ids, position_ids [batch, sequence]    attention_mask [batch, total], total = past + sequence
-               past_key_values.{i}.key|value [batch, kv_heads, past, head_dim], past may be 0
-    outputs    logits [batch, sequence, vocab], float32     present.{i}.key|value [batch, kv_heads, total, head_dim]
+               past_key_values.{i}.{state} [batch, heads, past, size], past may be 0
+    outputs    logits [batch, sequence, vocab], float32     present.{i}.{state} [batch, heads, total, size]
 
-The cache has the dtype of the weights; logits are float32 always, which every client can read. Position ids must be
-below the model's `max_positions`, those of padding too.
+States are those that a layer's mixer declares: `key` and `value` of its KV heads; of latent attention one `latent`, as
+of one head, its last elements the rotated key. They have the dtype of the weights; logits are float32 always, which
+every client can read. Position ids must be below the model's `max_positions`, those of padding too.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 from nemoport.artifact import Signature, Tensor
 from nemoport.errors import UnsupportedInput, UsageError
 from nemoport.exporters.checkpoint import Model, Output, Slot
-from nemoport.exporters.targets.onnx.decoder import Tables, decoder
+from nemoport.exporters.targets.onnx.decoder import decoder
 from nemoport.exporters.targets.onnx.graph import Graph
+from nemoport.exporters.targets.onnx.layers import Tables
 from nemoport.exporters.targets.onnx.rope import tables
 from nemoport.exporters.tensor import LazyTensor, cast
 from nemoport.spec import ModelSpec, Plan, Rope
@@ -88,10 +90,10 @@ def _tables(graph: Graph, number: int, rope: Rope, spec: ModelSpec) -> Tables:
 def _signature(spec: ModelSpec, dtype: str) -> Signature:
     def cache(prefix: str, positions: str) -> tuple[Tensor, ...]:
         return tuple(
-            Tensor(f"{prefix}.{i}.{part}", dtype, ("batch", block.mixer.kv_heads, positions, block.mixer.head_dim))
+            Tensor(f"{prefix}.{i}.{state.name}", dtype, ("batch", state.heads, positions, state.size))
             for i, block in enumerate(spec.blocks)
             if block.mixer
-            for part in ("key", "value")
+            for state in block.mixer.state
         )
 
     return Signature(

@@ -8,27 +8,25 @@ Transpose stands before each MatMul: runtimes fold it when they load, and writin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from onnx import TensorProto
 
 from nemoport.exporters.dtypes import DTYPES
 from nemoport.exporters.targets.onnx.experts import mixture
-from nemoport.exporters.targets.onnx.feed_forward import feed_forward, linear, matmul
+from nemoport.exporters.targets.onnx.feed_forward import feed_forward
 from nemoport.exporters.targets.onnx.graph import Graph
-from nemoport.spec import Attention, Dense, FeedForward, Mixture, ModelSpec, Norm, Rope
-
-SWAP_HEADS_AND_SEQUENCE = [0, 2, 1, 3]
-HIDDEN = -3.0e38
-"""The score of a key that a query does not see."""
-
-
-@dataclass(frozen=True)
-class Tables:
-    """The initializers that hold a rope's cosines and sines."""
-
-    cos: str
-    sin: str
+from nemoport.exporters.targets.onnx.latent import latent_attention
+from nemoport.exporters.targets.onnx.layers import (
+    HIDDEN,
+    SWAP_HEADS_AND_SEQUENCE,
+    Tables,
+    linear,
+    matmul,
+    norm,
+    rotate,
+)
+from nemoport.spec import Attention, Dense, FeedForward, LatentAttention, Mixer, Mixture, ModelSpec, Norm, Rope
 
 
 def decoder(graph: Graph, spec: ModelSpec, tables: Mapping[Rope, Tables], dtype: str) -> None:
@@ -38,33 +36,42 @@ def decoder(graph: Graph, spec: ModelSpec, tables: Mapping[Rope, Tables], dtype:
     for i, block in enumerate(spec.blocks):
         layer = f"layers.{i}"
         if mixer := block.mixer:
-            normed = _norm(graph, spec.norm, f"{layer}.attn_norm", x, dtype)
-            q, k, v = (
-                _heads(graph, mixer, spec.norm, f"{layer}.attn.{part}", normed, count, dtype)
-                for part, count in (("q", mixer.heads), ("k", mixer.kv_heads), ("v", mixer.kv_heads))
-            )
-            if mixer.rope:
-                q = _rotate(graph, mixer.rope, tables[mixer.rope], q, dtype, mixer.heads, mixer.head_dim)
-                k = _rotate(graph, mixer.rope, tables[mixer.rope], k, dtype, mixer.kv_heads, mixer.head_dim)
-            k = graph.add("Concat", f"present.{i}.key", f"past_key_values.{i}.key", k, axis=2)
-            v = graph.add("Concat", f"present.{i}.value", f"past_key_values.{i}.value", v, axis=2)
-            mixed = _attention(graph, mixer, f"{layer}.attn", q, k, v, masks[mixer.window], dtype)
+            normed = norm(graph, spec.norm, f"{layer}.attn_norm", x, dtype)
+            mixed = _mix(graph, mixer, spec.norm, i, normed, tables, masks[mixer.window], dtype)
             if block.post_norms:
-                mixed = _norm(graph, spec.norm, f"{layer}.attn_post_norm", mixed, dtype)
+                mixed = norm(graph, spec.norm, f"{layer}.attn_post_norm", mixed, dtype)
             x = graph.add("Add", f"{layer}.attn_residual", x, mixed)
         if block.ffn:
-            normed = _norm(graph, spec.norm, f"{layer}.ffn_norm", x, dtype)
+            normed = norm(graph, spec.norm, f"{layer}.ffn_norm", x, dtype)
             fed = _feed(graph, block.ffn, f"{layer}.ffn", normed, dtype)
             if block.post_norms:
-                fed = _norm(graph, spec.norm, f"{layer}.ffn_post_norm", fed, dtype)
+                fed = norm(graph, spec.norm, f"{layer}.ffn_post_norm", fed, dtype)
             x = graph.add("Add", f"{layer}.ffn_residual", x, fed)
-    x = _norm(graph, spec.norm, "norm", x, dtype)
+    x = norm(graph, spec.norm, "norm", x, dtype)
     x = matmul(graph, "head", x, "embed.weight" if spec.head.tied else "head.weight")
     if spec.head.softcap is None:
         graph.add("Cast", "logits", x, to=TensorProto.FLOAT)
     else:
         x = graph.add("Cast", "head.float32", x, to=TensorProto.FLOAT)
         _capped(graph, "logits", x, spec.head.softcap)
+
+
+def _mix(
+    graph: Graph,
+    mixer: Mixer,
+    kind: Norm,
+    layer: int,
+    x: str,
+    tables: Mapping[Rope, Tables],
+    mask: str,
+    dtype: str,
+) -> str:
+    """x [batch, sequence, hidden] to the same shape; `kind` is the model's norm."""
+    match mixer:
+        case Attention():
+            return _attention(graph, mixer, kind, layer, x, tables, mask, dtype)
+        case LatentAttention():
+            return latent_attention(graph, mixer, layer, x, tables[mixer.rope], mask, dtype)
 
 
 def _embedding(graph: Graph, spec: ModelSpec, dtype: str) -> str:
@@ -119,53 +126,35 @@ def _length(graph: Graph, name: str, x: str) -> str:
     return graph.add("Squeeze", name, shape, graph.constant(0))
 
 
-def _norm(graph: Graph, norm: Norm, name: str, x: str, dtype: str) -> str:
-    """Computed in float32 whatever the dtype: that is what `stash_type` says. One plus a zero-centred weight is taken
-    in float32 too, since 16 bits would round it."""
-    wide = norm.zero_centered and dtype != "float32"
-    x = graph.add("Cast", f"{name}.input", x, to=TensorProto.FLOAT) if wide else x
-    weights = [_factor(graph, norm, f"{name}.weight", wide)]
-    if norm.kind == "layer":
-        bias = f"{name}.bias"
-        weights.append(graph.add("Cast", f"{bias}.float32", bias, to=TensorProto.FLOAT) if wide else bias)
-    op = {"rms": "RMSNormalization", "layer": "LayerNormalization"}[norm.kind]
-    made = f"{name}.output" if wide else name
-    x = graph.add(op, made, x, *weights, axis=-1, epsilon=norm.eps, stash_type=TensorProto.FLOAT)
-    return graph.add("Cast", name, x, to=DTYPES[dtype].onnx) if wide else x
-
-
-def _factor(graph: Graph, norm: Norm, weight: str, wide: bool) -> str:
-    if not norm.zero_centered:
-        return weight
-    stored = graph.add("Cast", f"{weight}.float32", weight, to=TensorProto.FLOAT) if wide else weight
-    return graph.add("Add", f"{weight}.plus_one", stored, graph.number(1.0, "float32"))
-
-
-def _heads(graph: Graph, attention: Attention, norm: Norm, name: str, x: str, count: int, dtype: str) -> str:
+def _heads(graph: Graph, attention: Attention, kind: Norm, name: str, x: str, count: int, dtype: str) -> str:
     """Queries, keys or values, [batch, count, sequence, head_dim]."""
     x = linear(graph, name, x, attention.qkv_bias)
     x = graph.add("Reshape", f"{name}.heads", x, graph.constant(0, 0, count, attention.head_dim))
     if attention.qk_norm and not name.endswith(".v"):
-        x = _norm(graph, replace(norm, kind="rms"), f"{name}_norm", x, dtype)
+        x = norm(graph, replace(kind, kind="rms"), f"{name}_norm", x, dtype)
     return graph.add("Transpose", f"{name}.heads_first", x, perm=SWAP_HEADS_AND_SEQUENCE)
 
 
-def _rotate(graph: Graph, rope: Rope, tables: Tables, x: str, dtype: str, heads: int, head_dim: int) -> str:
-    """Rotation in float32 whatever the dtype: cosines rounded to 16 bits would add an error as large as that of
-    rounding the result, and both runtimes take the two casts, which fuse with their neighbours on a GPU."""
-    attributes = {}
-    if rope.dims != head_dim:
-        # ONNX Runtime 1.23 wants num_heads here, although four dimensions tell.
-        attributes = {"rotary_embedding_dim": rope.dims, "num_heads": heads}
-    inputs = (tables.cos, tables.sin, "position_ids")
-    if dtype == "float32":
-        return graph.add("RotaryEmbedding", f"{x}.rotated", x, *inputs, **attributes)
-    wide = graph.add("Cast", f"{x}.float32", x, to=TensorProto.FLOAT)
-    turned = graph.add("RotaryEmbedding", f"{x}.rotated_float32", wide, *inputs, **attributes)
-    return graph.add("Cast", f"{x}.rotated", turned, to=DTYPES[dtype].onnx)
-
-
-def _attention(graph: Graph, attention: Attention, name: str, q: str, k: str, v: str, mask: str, dtype: str) -> str:
+def _attention(
+    graph: Graph,
+    attention: Attention,
+    kind: Norm,
+    layer: int,
+    x: str,
+    tables: Mapping[Rope, Tables],
+    mask: str,
+    dtype: str,
+) -> str:
+    name, rope = f"layers.{layer}.attn", attention.rope
+    q, k, v = (
+        _heads(graph, attention, kind, f"{name}.{part}", x, count, dtype)
+        for part, count in (("q", attention.heads), ("k", attention.kv_heads), ("v", attention.kv_heads))
+    )
+    if rope:
+        q = rotate(graph, rope, tables[rope], q, dtype, attention.heads, attention.head_dim)
+        k = rotate(graph, rope, tables[rope], k, dtype, attention.kv_heads, attention.head_dim)
+    k = graph.add("Concat", f"present.{layer}.key", f"past_key_values.{layer}.key", k, axis=2)
+    v = graph.add("Concat", f"present.{layer}.value", f"past_key_values.{layer}.value", v, axis=2)
     if attention.softcap is None and not attention.sinks:
         # No softmax_precision: CUDA kernels compute the softmax in float32 anyway, and their early releases refuse it.
         scale = {} if attention.scale is None else {"scale": attention.scale}

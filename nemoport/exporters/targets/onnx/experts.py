@@ -13,8 +13,9 @@ from __future__ import annotations
 from onnx import TensorProto
 
 from nemoport.exporters.dtypes import DTYPES
-from nemoport.exporters.targets.onnx.feed_forward import feed_forward, matmul
+from nemoport.exporters.targets.onnx.feed_forward import feed_forward
 from nemoport.exporters.targets.onnx.graph import Graph
+from nemoport.exporters.targets.onnx.layers import matmul
 from nemoport.spec import Groups, Mixture, Router
 
 NEVER = -3.0e38

@@ -1,10 +1,11 @@
-"""The dense half of a block as nodes, and the linear maps that all halves are made of."""
+"""The dense half of a block as nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 from nemoport.exporters.targets.onnx.graph import Graph
+from nemoport.exporters.targets.onnx.layers import linear
 from nemoport.spec import Activation, Dense
 
 
@@ -53,13 +54,3 @@ ACTIVATIONS: Mapping[Activation, Callable[[Graph, str, str, str], str]] = {
     "quick_gelu": _quick_gelu,
     "relu2": _relu2,
 }
-
-
-def linear(graph: Graph, name: str, x: str, bias: bool) -> str:
-    if not bias:
-        return matmul(graph, name, x, f"{name}.weight")
-    return graph.add("Add", name, matmul(graph, f"{name}.product", x, f"{name}.weight"), f"{name}.bias")
-
-
-def matmul(graph: Graph, name: str, x: str, weight: str) -> str:
-    return graph.add("MatMul", name, x, graph.add("Transpose", f"{weight}.transposed", weight, perm=[1, 0]))
