@@ -157,10 +157,10 @@ class Dialect:
             if mark.value is not PRESENT and not isinstance(mark.value, AnyOf | NoneOf)
         } | dict(self.constants)
         for row in self.rows:
+            if not any(word in words for word in (row.words if isinstance(row, Together) else (row.word,))):
+                continue  # of a part that no layer has
             if isinstance(row, Together):
                 config |= row.write(words)
-            elif row.word not in words:  # of a part that no layer has
-                continue
             elif isinstance(value := words[row.word], PerLayer):
                 return None
             else:

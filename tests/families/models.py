@@ -58,6 +58,10 @@ TOGETHER: tuple[dict[str, Any], ...] = (
     {"router_normalized": False, "expert_groups": Groups(5, 3, 1)},
     {"router_score": "sigmoid", "expert_bias": True, "top_k": 4, "expert_groups": Groups(5, 2, 2), "router_scale": 2.5},
     {"ffn": PerLayer(("dense", "mixture", "mixture", "dense")), "intermediate": 20},
+    {"ffn": PerLayer(("dense", "dense", "mixture", "mixture")), "intermediate": 20},
+    {"ffn": "dense", "intermediate": 20},
+    {"top_k": 4, "expert_groups": Groups(5, 2, 2)},
+    {"top_k": 2, "expert_groups": Groups(5, 3, 1)},
 )
 """Options that go together only."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import replace
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,17 @@ from nemoport.validation import Request, validate
 
 DATA = Path(__file__).parents[1] / "data"
 MCORE, HUGGINGFACE = DATA / "megatron/mcore", DATA / "megatron/hf"
-MODELS = {"gpt2": "gpt2_te_tp2pp1", "nemotron": "nemotron_te_tp1pp1", "mixtral": "mixtral_te_ep2"}
+MODELS = {
+    "gpt2": "gpt2_te_tp2pp1",
+    "nemotron": "nemotron_te_tp1pp1",
+    "mixtral": "mixtral_te_ep2",
+    "deepseek": "deepseek_te_tp1pp1",
+}
 ROTARY_BUFFERS = {"embed_positions", "embed_positions_for_gpt_attention", "rotary_inv_freq"}
+NOT_ROUNDED = defaultdict(
+    set, {"deepseek": {f"model.layers.{layer}.mlp.gate.e_score_correction_bias" for layer in (1, 2)}}
+)
+"""float32 in Megatron's checkpoint, and rounded by Megatron-Bridge with all others. Here it stays what it was."""
 every_model = pytest.mark.parametrize("name", MODELS)
 torch.set_num_threads(1)
 
@@ -49,8 +59,9 @@ def test_megatron_becomes_the_same_model_of_hugging_face(name: str, tmp_path: Pa
     found, expected = (load_file(path / "model.safetensors") for path in (made, HUGGINGFACE / name))
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
-        assert found[key].dtype == tensor.dtype, key
-        assert torch.equal(found[key], tensor), key
+        rounded = found[key].to(torch.bfloat16) if key in NOT_ROUNDED[name] else found[key]
+        assert rounded.dtype == tensor.dtype, key
+        assert torch.equal(rounded, tensor), key
     ours, theirs = (source.model(path).spec for path in (made, HUGGINGFACE / name))
     assert ours == theirs == source.model(MCORE / MODELS[name], config(name)).spec
 

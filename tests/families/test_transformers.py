@@ -60,7 +60,9 @@ LATENT = SIZES | {
     "qk_nope_head_dim": 10,
     "qk_rope_head_dim": 8,
     "v_head_dim": 12,
-    "first_k_dense_replace": LAYERS,
+    "moe_intermediate_size": 20,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
 }
 
 
@@ -153,13 +155,41 @@ CASES = {
         "Starcoder2", SIZES | {"use_bias": False, "tie_word_embeddings": False} | rope(rope_theta=500.0), "starcoder2"
     ),
     "qwen3, yarn": Case("Qwen3", HEADS_OF_10 | rope(rope_theta=500.0, **YARN, truncate=False), "llama", ()),
-    "deepseek v3, dense": Case("DeepseekV3", LATENT | rope(rope_theta=500.0), "deepseek", ()),
-    "deepseek v3, dense, whole queries, yarn, mscale": Case(
+    "deepseek v3": Case(
         "DeepseekV3",
-        LATENT | {"q_lora_rank": None} | rope(rope_theta=500.0, **YARN, mscale=0.7, mscale_all_dim=0.9),
+        LATENT
+        | {"n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2}
+        | rope(rope_theta=500.0, **YARN, mscale=0.7, mscale_all_dim=0.9),
         "deepseek",
         (),
     ),
+    "moonlight": Case(
+        "DeepseekV3",
+        LATENT
+        | {"q_lora_rank": None, "n_routed_experts": 5, "n_group": 1, "topk_group": 1, "n_shared_experts": 2}
+        | {"num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "routed_scaling_factor": 2.446, "rope_interleave": False}
+        | rope(rope_theta=500.0),
+        "deepseek",
+        (),
+    ),
+    "deepseek v2": Case(
+        "DeepseekV2",
+        LATENT
+        | {"n_routed_experts": 6, "num_experts_per_tok": 2, "topk_method": "group_limited_greedy"}
+        | {"n_group": 3, "topk_group": 2, "routed_scaling_factor": 16.0}
+        | rope(rope_theta=500.0, **YARN),
+        "deepseek",
+        (),
+    ),
+    "deepseek v2 lite": Case(
+        "DeepseekV2",
+        LATENT
+        | {"q_lora_rank": None, "n_routed_experts": 5, "num_experts_per_tok": 3, "n_shared_experts": 2}
+        | rope(rope_theta=500.0, **YARN, mscale=0.707, mscale_all_dim=0.707),
+        "deepseek",
+        (),
+    ),
+    "deepseek, dense": Case("DeepseekV3", LATENT | {"first_k_dense_replace": LAYERS} | rope(), "deepseek", ()),
 }
 CLASSES = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
 
@@ -192,6 +222,9 @@ def save(case: Case, path: Path) -> Saved:
         model = getattr(transformers, CLASSES.get(case.kind, f"{case.kind}ForCausalLM"))(config).eval().float()
         for parameter in model.parameters():
             parameter.normal_(std=0.2) if parameter.ndim > 1 else parameter.normal_(mean=0.2, std=0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):  # of experts, beside the weights
+                buffer.normal_(std=0.2)
         model.save_pretrained(path)
     ids = np.random.default_rng(5).integers(0, VOCAB, (2, LENGTH))
     return Saved(case, path, ids, answers(path, ids))

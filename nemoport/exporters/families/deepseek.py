@@ -40,7 +40,7 @@ from nemoport.exporters.dialects.megatron import (
     centered,
     megatron,
 )
-from nemoport.exporters.dialects.rows import Marks
+from nemoport.exporters.dialects.rows import Marks, without
 from nemoport.exporters.rules import Column
 from nemoport.exporters.words import Words, by_layer, collapsed
 from nemoport.spec import Groups
@@ -103,16 +103,18 @@ def _groups(best: int) -> Keys:
     return Keys("expert_groups", of, write)
 
 
+_WIDTH = Key("intermediate", "intermediate_size", 18432, whole_number)
 _NO_EXPERTS = {"n_routed_experts": 1, "num_experts_per_tok": 1, "moe_intermediate_size": 1}
 """What a model of dense layers alone says, since the keys must be there."""
 
 
 def _huggingface(model_type: str, architecture: str, *rows: Row, positions: int, marks: Marks, fixed: Words) -> Dialect:
+    own = (*HUGGINGFACE_LATENT, _WIDTH)
     return huggingface(
         model_type,
         architecture,
-        *huggingface_sizes(RMS_EPS, positions=positions),
-        *HUGGINGFACE_LATENT,
+        *own,
+        *without(huggingface_sizes(RMS_EPS, positions=positions), own),
         *experts("n_routed_experts", "moe_intermediate_size"),
         Together(("shared_intermediate",), lambda config: {"shared_intermediate": _shared(config)}, _to_shared),
         *rows,
@@ -169,10 +171,8 @@ HUGGINGFACE = (
     _v2("greedy", None),
     _v2("group_limited_greedy", _groups(best=1)),
 )
-_EXPERTS = {
-    "mlp.gate.e_score_correction_bias": "ffn.router.expert_bias",
-    **{f"mlp.shared_experts.{part}_proj.weight": f"ffn.shared.{part}.weight" for part in ("gate", "up", "down")},
-}
+_SHARED = {f"mlp.shared_experts.{part}_proj.weight": f"ffn.shared.{part}.weight" for part in ("gate", "up", "down")}
+_BIAS = {"mlp.gate.e_score_correction_bias": "ffn.router.expert_bias"}
 
 COLUMNS = {
     "megatron": Column(
@@ -187,7 +187,8 @@ COLUMNS = {
             *naming.HUGGINGFACE_NORMS,
             *naming.HUGGINGFACE_FFN,
             *naming.HUGGINGFACE_EXPERTS,
-            *naming.layer(naming.HUGGINGFACE_LAYER, _EXPERTS),
+            *naming.layer(naming.HUGGINGFACE_LAYER, _SHARED),
+            *naming.layer(naming.HUGGINGFACE_LAYER, _BIAS, dtype="float32"),
             *naming.HUGGINGFACE_STACKED_EXPERTS,
         ),
         dialects=HUGGINGFACE,
