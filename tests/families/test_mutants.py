@@ -25,7 +25,7 @@ from validation.mutants import (
 
 from nemoport import artifact
 from nemoport.exporters import convert, stream
-from nemoport.spec import Plan
+from nemoport.spec import LatentAttention, Plan, Rope, YarnScaling
 from nemoport.validation import Report, Request, validate
 
 from .test_transformers import CASES, LAYERS, save
@@ -99,23 +99,23 @@ def constant(pattern: str, value: float) -> Change:
     return in_model(edit)
 
 
-def attribute(op: str, name: str, value: str) -> Change:
+def attribute(op: str, name: str, value: str | int) -> Change:
     def edit(graph: onnx.GraphProto) -> int:
         found = [each for node in graph.node if node.op_type == op for each in node.attribute if each.name == name]
         for each in found:
-            each.s = value.encode()
+            each.CopyFrom(onnx.helper.make_attribute(name, value))
         return len(found)
 
     return in_model(edit)
 
 
-def bypassed(op: str, pattern: str) -> Change:
-    """Nodes that hand on their first input."""
+def bypassed(op: str, pattern: str, kept: int = 0) -> Change:
+    """Nodes that hand on one of their inputs."""
 
     def edit(graph: onnx.GraphProto) -> int:
         found = [node for node in graph.node if node.op_type == op and re.fullmatch(pattern, node.name)]
         for node in found:
-            node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], node.output, name=node.name))
+            node.CopyFrom(onnx.helper.make_node("Identity", [node.input[kept]], node.output, name=node.name))
         return len(found)
 
     return in_model(edit)
@@ -133,7 +133,50 @@ def less_one(pattern: str) -> Change:
     return change
 
 
+def say_of_rope(**words: Any) -> Change:
+    """Other words in `rope_scaling`; None for one that is gone."""
+
+    def change(opened: Opened) -> None:
+        path = opened.directory / "config.json"
+        config = json.loads(path.read_bytes())
+        said = config["rope_scaling"] | words
+        config["rope_scaling"] = {key: value for key, value in said.items() if value is not None}
+        path.write_bytes(artifact.json_bytes(config))
+
+    return change
+
+
+def in_halves(name: str) -> Change:
+    """Rows of a key whose pairs lie side by side, as for a rope that turns (j, j + dims / 2)."""
+
+    def change(opened: Opened) -> None:
+        for piece in opened.pieces(name):
+            piece[...] = np.concatenate([piece[0::2], piece[1::2]])
+
+    return change
+
+
+def heads_apart(name: str, first: int, second: int) -> Change:
+    """[k v | k v | ...] of the heads written as [k k ... v v ...]; `name` is the file's."""
+
+    def change(opened: Opened) -> None:
+        (stored,) = opened.named(name)
+        heads = stored.reshape(-1, first + second, stored.shape[-1]).copy()
+        stored[...] = np.concatenate([part.reshape(-1, stored.shape[-1]) for part in np.split(heads, [first], axis=1)])
+
+    return change
+
+
 NORMS_EXCHANGED = exchange_tensors("layers.1.ffn_norm.weight", "layers.1.ffn_post_norm.weight")
+SCALE = LatentAttention(
+    heads=6,
+    q_rank=22,
+    kv_rank=14,
+    nope_dims=10,
+    v_dims=12,
+    rope=Rope(dims=8, scaling=YarnScaling(factor=4.0, original_max_positions=32, mscale_all_dim=0.9)),
+).scale
+"""Of the scores of "deepseek v3"."""
 ALTERNATING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
 MUTANTS: dict[str, dict[str, dict[str, Change]]] = {
     "gpt2": {
@@ -260,6 +303,45 @@ MUTANTS: dict[str, dict[str, dict[str, Change]]] = {
             "another expert's bias": exchange_tensors(
                 "layers.1.ffn.experts.1.down.bias", "layers.1.ffn.experts.2.down.bias"
             ),
+        },
+    },
+    "deepseek v3": {
+        "hf": {
+            "key rotated in halves": in_halves("layers.1.attn.k_rope.weight"),
+            "rope of halves": say("rope_interleave", False),
+            "mscale missing": say_of_rope(mscale=None, mscale_all_dim=None),
+            "yarn missing": say("rope_scaling", None),
+            "norm of latents missing": fill("layers.1.attn.kv_norm.weight", 1),
+            "norm of queries missing": fill("layers.1.attn.q_norm.weight", 1),
+            "keys and values of heads apart": heads_apart("model.layers.1.self_attn.kv_b_proj.weight", 10, 12),
+            "expert bias ignored": fill("layers.2.ffn.router.expert_bias", 0),
+            "scaling factor dropped": say("routed_scaling_factor", 1.0),
+            "shares not normalized": say("norm_topk_prob", False),
+            "groups ignored": say("n_group", 1),
+            "two experts exchanged": exchange_tensors(
+                "layers.2.ffn.experts.2.down.weight", "layers.2.ffn.experts.3.down.weight"
+            ),
+            "shared expert missing": fill("layers.3.ffn.shared.down.weight", 0),
+        },
+        "onnx": {
+            "key rotated in halves": in_halves("layers.1.attn.k_rope.weight"),
+            "rope of halves": attribute("RotaryEmbedding", "interleaved", 0),
+            "key not rotated": bypassed("RotaryEmbedding", r".*k_rope\.as_head\.rotated"),
+            "mscale missing": constant(rf"float32\.{SCALE!r}", 18**-0.5),
+            "norm of latents missing": bypassed("RMSNormalization", r".*attn\.kv_norm"),
+            "expert bias ignored": fill("layers.2.ffn.router.expert_bias", 0),
+            "scaling factor dropped": constant(r"float32\.2\.5", 1.0),
+            "groups ignored": bypassed("Where", r".*router\.groups\.kept", kept=1),
+            "two experts exchanged": exchange_tensors(
+                "layers.2.ffn.experts.2.down.weight", "layers.2.ffn.experts.3.down.weight"
+            ),
+        },
+    },
+    "deepseek v2": {
+        "hf": {
+            "scaling factor dropped": say("routed_scaling_factor", 1.0),
+            "groups ignored": say("topk_method", "greedy"),
+            "attention factor missing": say_of_rope(attention_factor=1.0),
         },
     },
     "starcoder2": {

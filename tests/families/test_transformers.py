@@ -175,7 +175,7 @@ CASES = {
     "deepseek v2": Case(
         "DeepseekV2",
         LATENT
-        | {"n_routed_experts": 6, "num_experts_per_tok": 2, "topk_method": "group_limited_greedy"}
+        | {"n_routed_experts": 6, "num_experts_per_tok": 3, "topk_method": "group_limited_greedy"}
         | {"n_group": 3, "topk_group": 2, "routed_scaling_factor": 16.0}
         | rope(rope_theta=500.0, **YARN),
         "deepseek",
