@@ -73,7 +73,8 @@ MEGATRON_LATENT: tuple[Row, ...] = (
     Key("nope_dims", "qk_head_dim", 128, whole_number),
     Key("rope_dims", "qk_pos_emb_head_dim", 64, whole_number),
     Key("v_dims", "v_head_dim", 128, whole_number),
-    Keys("latent_eps", lambda config: number(config.get("layernorm_epsilon") or 1e-5), lambda eps: {}),
+    # Megatron-core has one eps. The key is nemoport's, for those who know that the model began with another.
+    Key("latent_eps", "latent_layernorm_epsilon", lambda words: words["eps"], number),
     Key("rope_base", "rotary_base", 10000.0, number),
     Keys("rope_scaling", _megatron_scaling, _to_megatron_scaling),
 )
