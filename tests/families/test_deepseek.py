@@ -244,6 +244,10 @@ def test_megatrons_further_tokens_are_left_out_too() -> None:
     assert resolved(kept, mtp_num_layers=1).spec == resolved(stored()).spec
 
 
+def test_one_group_is_none() -> None:
+    assert resolved(stored(), moe_router_num_groups=1, moe_router_group_topk=1).spec == resolved(stored()).spec
+
+
 def test_the_eps_of_latents_is_the_models_in_megatron_and_fixed_in_transformers(tmp_path: Path) -> None:
     made = MCORE / MODELS["deepseek"], config("deepseek") | {"layernorm_epsilon": 1e-5}
     with pytest.raises(UnsupportedInput, match=r"latent_eps 1e-05.*convert it to onnx"):

@@ -82,6 +82,7 @@ OF_LATENT = (
     Mark("multi_latent_attention", True, absent=False),
     Mark("qk_layernorm", True, absent=False),  # without it latents are not normed
     Mark("experimental_attention_variant", None),
+    Mark("window_size", None),
 )
 INTERLEAVED = Key("rope_interleaved", "rope_interleave", True, flag)
 _LATENT_EPS = 1e-6

@@ -203,11 +203,13 @@ def _to_scores(words: Words) -> dict[str, Any]:
 
 
 def _groups(config: Config) -> Groups | None:
-    """A group's score is the sum of its best `topk // group_topk` (group_limited_topk of moe_utils.py)."""
-    if not (top := config.get("moe_router_group_topk")):
+    """A group's score is the sum of its best `topk // group_topk` (group_limited_topk of moe_utils.py). Groups of which
+    all may be chosen are none."""
+    if not config.get("moe_router_group_topk"):
         return None
-    top = whole_number(top)
-    return Groups(whole_number(config["moe_router_num_groups"]), top, whole_number(config["moe_router_topk"]) // top)
+    keys = ("moe_router_num_groups", "moe_router_group_topk", "moe_router_topk")
+    count, top, top_k = (whole_number(config[key]) for key in keys)
+    return Groups(count, top, top_k // top) if top < count else None
 
 
 def _to_groups(groups: Groups | None) -> dict[str, Any]:
