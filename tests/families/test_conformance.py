@@ -137,9 +137,9 @@ def test_a_graph_routes_as_the_reference_does(spec: ModelSpec, tmp_path: Path) -
         "attention_mask": np.ones_like(ids),
         "position_ids": np.tile(np.arange(ids.shape[1]), (2, 1)),
         **{
-            f"past_key_values.{i}.{part}": np.zeros((2, mixer.kv_heads, 0, mixer.head_dim), np.float32)
+            f"past_key_values.{i}.{state.name}": np.zeros((2, state.heads, 0, state.size), np.float32)
             for i, mixer in enumerate(spec.mixers)
-            for part in ("key", "value")
+            for state in mixer.state
         },
     }
     options = onnxruntime.SessionOptions()

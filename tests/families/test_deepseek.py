@@ -8,18 +8,35 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from nemoport import reference
 from nemoport.artifact import read_manifest
 from nemoport.errors import UnsupportedInput
 from nemoport.exporters import configs, convert, source, stream
 from nemoport.exporters.checkpoint import Checkpoint, Model
 from nemoport.exporters.families import deepseek
 from nemoport.exporters.formats import megatron
+from nemoport.exporters.sharding import shard
+from nemoport.exporters.targets.trtllm import SHARDING
 from nemoport.exporters.tensor import LazyTensor, cut, read, squeeze
-from nemoport.spec import LatentAttention, Mixture, ModelSpec, Plan, YarnScaling, parameter_count
+from nemoport.reference import generate
+from nemoport.reference.ranks import RankedDecoder
+from nemoport.reference.weights import Weights
+from nemoport.spec import (
+    LatentAttention,
+    Mixture,
+    ModelSpec,
+    Plan,
+    YarnScaling,
+    check_divisible,
+    parameter_count,
+    tensors,
+)
 
 from .test_fixtures import HUGGINGFACE, MCORE, MODELS, config
 
@@ -153,9 +170,9 @@ def stored() -> dict[str, LazyTensor]:
     return dict(source.checkpoint(MCORE / MODELS["deepseek"], config("deepseek")).tensors)
 
 
-def resolved(tensors: Mapping[str, LazyTensor], **words: Any) -> Model:
+def resolved(held: Mapping[str, LazyTensor], **words: Any) -> Model:
     whole = config("deepseek") | words
-    made = Checkpoint(path=MCORE, format="", writer="", naming="megatron", config=whole, tensors=tensors)
+    made = Checkpoint(path=MCORE, format="", writer="", naming="megatron", config=whole, tensors=held)
     return source.resolved(made)
 
 
@@ -191,11 +208,11 @@ def test_every_naming_of_megatron_gives_the_same_bytes(
     renamed: Callable[[str, LazyTensor], dict[str, LazyTensor]],
 ) -> None:
     as_stored = stored()
-    tensors: dict[str, LazyTensor] = {}
+    otherwise: dict[str, LazyTensor] = {}
     for name, tensor in as_stored.items():
-        tensors |= renamed(name, tensor)
-    assert tensors.keys() != as_stored.keys()
-    ours, theirs = resolved(as_stored), resolved(tensors)
+        otherwise |= renamed(name, tensor)
+    assert otherwise.keys() != as_stored.keys()
+    ours, theirs = resolved(as_stored), resolved(otherwise)
     assert ours.spec == theirs.spec
     for name, tensor in ours.tensors.items():
         assert read(theirs.tensors[name]).tobytes() == read(tensor).tobytes(), name
@@ -263,6 +280,24 @@ def test_the_graph_keeps_latents_and_nothing_else(tmp_path: Path) -> None:
     assert signature
     past = {each.name: each.shape for each in signature.inputs if "past" in each.name}
     assert past == {f"past_key_values.{i}.latent": ("batch", 1, "past", 16 + 8) for i in range(3)}
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+def test_ranks_share_heads_and_have_the_latents_whole(tp: int) -> None:
+    model, plan = source.model(HUGGINGFACE / "deepseek"), Plan(tp=tp)
+    check_divisible(model.spec, plan)
+    ranks = tuple(
+        {name: shard(model.tensors[name], spec, SHARDING, tp, rank)[0] for name, spec in tensors(model.spec).items()}
+        for rank in range(tp)
+    )
+    local = tensors(model.spec.shard(plan, tp - 1))
+    layers = {name: tensor.shape for name, tensor in ranks[-1].items() if name.startswith("layers.")}
+    assert layers == {name: local[name].shape for name in layers}
+    ids: NDArray[np.int64] = np.random.default_rng(1).integers(0, model.spec.vocab_size, (2, 9))
+    whole = reference.logits(model.spec, model.tensors, ids)
+    ranked = RankedDecoder(model.spec, plan, None, tuple(map(Weights, ranks)))
+    found = generate.logits(ranked, model.spec.vocab_size, ids, None)
+    np.testing.assert_allclose(found, whole, atol=2e-5 * np.abs(whole).max())
 
 
 def test_scores_without_positions_scaled_are_refused() -> None:

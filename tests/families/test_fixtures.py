@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import replace
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 

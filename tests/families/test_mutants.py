@@ -318,9 +318,7 @@ MUTANTS: dict[str, dict[str, dict[str, Change]]] = {
             "scaling factor dropped": say("routed_scaling_factor", 1.0),
             "shares not normalized": say("norm_topk_prob", False),
             "groups ignored": say("n_group", 1),
-            "two experts exchanged": exchange_tensors(
-                "layers.2.ffn.experts.2.down.weight", "layers.2.ffn.experts.3.down.weight"
-            ),
+            "two experts exchanged": exchange_experts("layers.2.ffn.experts", 2, 3),
             "shared expert missing": fill("layers.3.ffn.shared.down.weight", 0),
         },
         "onnx": {
@@ -332,9 +330,7 @@ MUTANTS: dict[str, dict[str, dict[str, Change]]] = {
             "expert bias ignored": fill("layers.2.ffn.router.expert_bias", 0),
             "scaling factor dropped": constant(r"float32\.2\.5", 1.0),
             "groups ignored": bypassed("Where", r".*router\.groups\.kept", kept=1),
-            "two experts exchanged": exchange_tensors(
-                "layers.2.ffn.experts.2.down.weight", "layers.2.ffn.experts.3.down.weight"
-            ),
+            "two experts exchanged": exchange_experts("layers.2.ffn.experts", 2, 3),
         },
     },
     "deepseek v2": {
