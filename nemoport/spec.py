@@ -126,11 +126,13 @@ class Rope:
 
 @dataclass(frozen=True)
 class State:
-    """What a mixer keeps between steps: [batch, heads, positions, size] under a name."""
+    """What a mixer keeps between steps, as [batch, *shape] under a name. None among the sizes stands for the positions
+    so far; without it the state is replaced at each step."""
 
     name: str
-    heads: int
-    size: int
+    shape: tuple[int | None, ...]
+    wide: bool = False
+    """In float32, whatever is computed in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,8 @@ class Attention:
 
     @property
     def state(self) -> tuple[State, ...]:
-        return State("key", self.kv_heads, self.head_dim), State("value", self.kv_heads, self.head_dim)
+        shape = (self.kv_heads, None, self.head_dim)
+        return State("key", shape), State("value", shape)
 
     def share(self, tp: int) -> Attention:
         return replace(self, heads=self.heads // tp, kv_heads=max(1, self.kv_heads // tp))
@@ -222,7 +225,7 @@ class LatentAttention:
     @property
     def state(self) -> tuple[State, ...]:
         """The latent, normed, and after it the rotated key."""
-        return (State("latent", 1, self.kv_rank + self.rope.dims),)
+        return (State("latent", (1, None, self.kv_rank + self.rope.dims)),)
 
     def share(self, tp: int) -> LatentAttention:
         return replace(self, heads=self.heads // tp)
@@ -251,7 +254,60 @@ class LatentAttention:
         }
 
 
-Mixer = Attention | LatentAttention
+@dataclass(frozen=True, kw_only=True)
+class Mamba:
+    """Mamba-2 (arXiv:2405.21060). Of a token a gate z and inputs x are made [heads * head_dim], an entry b and an exit
+    c [groups * state_dims], and a step dt for each head; x, b and c pass through a causal convolution of `kernel` taps
+    a channel, and SiLU. A head i keeps S [head_dim, state_dims], and uses b and c of group i // (heads / groups):
+
+        dt = softplus(dt + dt_bias)     S = exp(-exp(a_log) dt) S + dt x b^T     y = S c + d x
+        answer = o(rms(y * silu(z)))    over the channels of each group, with the model's eps
+    """
+
+    heads: int
+    head_dim: int
+    groups: int
+    state_dims: int
+    kernel: int = 4
+    conv_bias: bool = True
+    bias: bool = False
+
+    kv_heads: ClassVar[int] = 1
+    window: ClassVar[None] = None
+    rope: ClassVar[None] = None
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: x, b and c."""
+        return self.heads * self.head_dim + 2 * self.groups * self.state_dims
+
+    @property
+    def state(self) -> tuple[State, ...]:
+        """What the convolution still needs of the tokens before, and S."""
+        return (
+            State("conv", (self.channels, self.kernel - 1)),
+            State("ssm", (self.heads, self.head_dim, self.state_dims), wide=True),
+        )
+
+    def share(self, tp: int) -> Mamba:
+        return replace(self, heads=self.heads // tp, groups=self.groups // tp)
+
+    def tensors(self, hidden: Axis) -> dict[str, tuple[Axis, ...]]:
+        inner = Axis("ssm_heads", self.heads * self.head_dim, self.heads)
+        of_group = Axis("ssm_groups", self.groups * self.state_dims, self.groups)
+        a_head = Axis("ssm_heads", self.heads, self.heads)
+        one, taps = Axis("channel", 1, 1), Axis("taps", self.kernel, self.kernel)
+        projected = {"z": inner, "x": inner, "b": of_group, "c": of_group, "dt": a_head}
+        convolved = {part: projected[part] for part in ("x", "b", "c")}
+        named: dict[str, tuple[Axis, ...]] = {f"{part}.weight": (axis, hidden) for part, axis in projected.items()}
+        named |= {f"{part}.bias": (axis,) for part, axis in projected.items() if self.bias}
+        named |= {f"conv_{part}.weight": (axis, one, taps) for part, axis in convolved.items()}
+        named |= {f"conv_{part}.bias": (axis,) for part, axis in convolved.items() if self.conv_bias}
+        named |= {"a_log": (a_head,), "d": (a_head,), "dt_bias": (a_head,), "norm.weight": (inner,)}
+        return named | {"o.weight": (hidden, inner)} | ({"o.bias": (hidden,)} if self.bias else {})
+
+
+Mixer = Attention | LatentAttention | Mamba
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -504,7 +560,7 @@ def spec_from_json(data: Mapping[str, Any]) -> ModelSpec:
 _KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        *(Attention, LatentAttention, Dense, Mixture, Router, Groups, LanguageModel),
+        *(Attention, LatentAttention, Mamba, Dense, Mixture, Router, Groups, LanguageModel),
         *(LinearScaling, Llama3Scaling, YarnScaling),
     )
 }

@@ -18,6 +18,7 @@ from nemoport.spec import (
     FeedForward,
     LanguageModel,
     LatentAttention,
+    Mamba,
     Mixer,
     Mixture,
     ModelSpec,
@@ -55,6 +56,9 @@ PLAIN: Mapping[str, Any] = {
     "out_bias": False,
     "qk_norm": False,
     "sinks": False,
+    "ssm_kernel": 4,
+    "ssm_conv_bias": True,
+    "ssm_bias": False,
     "activation": "silu",
     "gated": True,
     "ffn_bias": False,
@@ -160,6 +164,15 @@ _OF_ATTENTION = (
     *("window", "scale", "softcap", "qkv_bias", "out_bias", "qk_norm", "sinks"),
 )
 _OF_LATENT = ("q_rank", "kv_rank", "nope_dims", "v_dims", "rope_dims", "latent_eps")
+_OF_MAMBA = {
+    "ssm_heads": "heads",
+    "ssm_head_dim": "head_dim",
+    "ssm_groups": "groups",
+    "ssm_state_dims": "state_dims",
+    "ssm_kernel": "kernel",
+    "ssm_conv_bias": "conv_bias",
+    "ssm_bias": "bias",
+}
 _OF_MIXER = ("heads", "rope_base", "rope_scaling", "rope_interleaved")
 _OF_FFN = ("activation", "gated", "ffn_bias", "ffn_limit", "up_offset")
 _OF_DENSE = ("intermediate",)
@@ -171,6 +184,7 @@ _HALVES = (
     ("mixer", {"attention", "latent"}, _OF_MIXER),
     ("mixer", {"attention"}, _OF_ATTENTION),
     ("mixer", {"latent"}, _OF_LATENT),
+    ("mixer", {"mamba"}, tuple(_OF_MAMBA)),
     ("ffn", {"dense", "mixture"}, _OF_FFN),
     ("ffn", {"dense"}, _OF_DENSE),
     ("ffn", {"mixture"}, _OF_MIXTURE),
@@ -204,7 +218,19 @@ def _latent(words: Mapping[str, Any]) -> LatentAttention:
     return LatentAttention(rope=rope, norm_eps=words["latent_eps"], **plain)
 
 
-_MIXERS: Mapping[str, Callable[[Mapping[str, Any]], Mixer]] = {"attention": _attention, "latent": _latent}
+def _mamba(words: Mapping[str, Any]) -> Mamba:
+    if words["ssm_heads"] % words["ssm_groups"]:
+        raise DamagedInput(
+            f"{words['ssm_heads']} heads do not divide over {words['ssm_groups']} groups; check the config"
+        )
+    return Mamba(**{field: words[word] for word, field in _OF_MAMBA.items()})
+
+
+_MIXERS: Mapping[str, Callable[[Mapping[str, Any]], Mixer]] = {
+    "attention": _attention,
+    "latent": _latent,
+    "mamba": _mamba,
+}
 
 
 def _rope(words: Mapping[str, Any], dims: int, head_dim: int) -> Rope:
@@ -263,6 +289,8 @@ def _words_of_block(block: Block) -> Words:
             words |= {"mixer": "attention", **_words_of_attention(mixer)}
         case LatentAttention() as mixer:
             words |= {"mixer": "latent", **_words_of_latent(mixer)}
+        case Mamba() as mixer:
+            words |= {"mixer": "mamba", **{word: getattr(mixer, field) for word, field in _OF_MAMBA.items()}}
     match block.ffn:
         case Dense() as ffn:
             words |= {"ffn": "dense", "intermediate": ffn.intermediate, **_words_of_ffn(ffn)}

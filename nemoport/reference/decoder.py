@@ -6,7 +6,6 @@ x = embed[tokens] + positions;  x += mixer(attn_norm(x));  x += ffn(ffn_norm(x))
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from nemoport.errors import UsageError
 from nemoport.reference.experts import feed
-from nemoport.reference.layers import Extend, capped, mix
-from nemoport.reference.steps import Cache, Places
+from nemoport.reference.layers import capped, mix
+from nemoport.reference.steps import Cache, Memory, Places
 from nemoport.reference.weights import Weights
 from nemoport.spec import Block, ModelSpec, Norm
 
@@ -52,8 +51,7 @@ class Decoder:
     def hidden(self, tokens: Tensor, places: Places, cache: Cache | None) -> Tensor:
         x = enter(self.spec, self.weights, self.weights.gather("embed.weight", tokens), places)
         for layer, block in enumerate(self.spec.blocks):
-            extend = partial(cache.extend, layer) if cache else only_this_step
-            x = run_block(block, self.spec.norm, self.weights, f"layers.{layer}", x, places, extend)
+            x = run_block(block, self.spec.norm, self.weights, f"layers.{layer}", x, places, Memory(cache, layer))
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -73,12 +71,12 @@ def enter(spec: ModelSpec, weights: Weights, embedded: Tensor, places: Places) -
 
 
 def run_block(
-    block: Block, norm: Norm, weights: Weights, name: str, x: Tensor, places: Places, extend: Extend
+    block: Block, norm: Norm, weights: Weights, name: str, x: Tensor, places: Places, memory: Memory
 ) -> Tensor:
     """One layer, x [batch, length, hidden] to the same shape."""
     if block.mixer:
         normed = weights.norm(f"{name}.attn_norm", norm, x)
-        mixed = mix(block.mixer, norm, weights, f"{name}.attn", normed, places, extend)
+        mixed = mix(block.mixer, norm, weights, f"{name}.attn", normed, places, memory)
         x = x + (weights.norm(f"{name}.attn_post_norm", norm, mixed) if block.post_norms else mixed)
     if block.ffn:
         fed = feed(block.ffn, weights, f"{name}.ffn", weights.norm(f"{name}.ffn_norm", norm, x))
@@ -95,8 +93,3 @@ def project(weights: Weights, name: str, x: Tensor) -> Tensor:
         stop = min(start + HEAD_ROWS, rows)
         out[..., start:stop] = F.linear(x, weights.rows(f"{name}.weight", start, stop))
     return out
-
-
-def only_this_step(*new: Tensor) -> tuple[Tensor, ...]:
-    """No state is kept."""
-    return new

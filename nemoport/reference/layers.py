@@ -13,13 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemoport.reference.mamba import mamba
 from nemoport.reference.rope import rotate
-from nemoport.reference.steps import Places
+from nemoport.reference.steps import Memory, Places
 from nemoport.reference.weights import Weights
-from nemoport.spec import Activation, Attention, Dense, LatentAttention, Mixer, Norm
-
-Extend = Callable[..., tuple[Tensor, ...]]
-"""This step's part of a mixer's state to that of all steps so far, one tensor for each that the mixer declares."""
+from nemoport.spec import Activation, Attention, Dense, LatentAttention, Mamba, Mixer, Norm
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -30,17 +28,19 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
-def mix(mixer: Mixer, norm: Norm, weights: Weights, name: str, x: Tensor, places: Places, extend: Extend) -> Tensor:
+def mix(mixer: Mixer, norm: Norm, weights: Weights, name: str, x: Tensor, places: Places, memory: Memory) -> Tensor:
     """x [batch, length, hidden] to the same shape. `norm` is the model's."""
     match mixer:
         case Attention():
-            return attention(mixer, norm, weights, name, x, places, extend)
+            return attention(mixer, norm, weights, name, x, places, memory)
         case LatentAttention():
-            return latent_attention(mixer, weights, name, x, places, extend)
+            return latent_attention(mixer, weights, name, x, places, memory)
+        case Mamba():
+            return mamba(mixer, norm, weights, name, x, places, memory)
 
 
 def attention(
-    mixer: Attention, norm: Norm, weights: Weights, name: str, x: Tensor, places: Places, extend: Extend
+    mixer: Attention, norm: Norm, weights: Weights, name: str, x: Tensor, places: Places, memory: Memory
 ) -> Tensor:
     """The norms of q and k have the model's eps and centre."""
     q, k, v = (_heads(weights.linear(f"{name}.{part}", x), mixer.head_dim) for part in "qkv")
@@ -49,14 +49,14 @@ def attention(
         q, k = weights.norm(f"{name}.q_norm", over_head, q), weights.norm(f"{name}.k_norm", over_head, k)
     if mixer.rope:
         q, k = rotate(q, places.queries, mixer.rope), rotate(k, places.queries, mixer.rope)
-    k, v = extend(k, v)
+    k, v = memory.extend(k, v)
     sinks = weights.read(f"{name}.sinks") if mixer.sinks else None
     mixed = attend(q, k, v, places.visible(mixer.window), mixer.scale, mixer.softcap, sinks)
     return weights.linear(f"{name}.o", mixed.transpose(1, 2).flatten(2))
 
 
 def latent_attention(
-    mixer: LatentAttention, weights: Weights, name: str, x: Tensor, places: Places, extend: Extend
+    mixer: LatentAttention, weights: Weights, name: str, x: Tensor, places: Places, memory: Memory
 ) -> Tensor:
     """As the paper states it: keys and values of every head are made anew of the latents of all positions."""
     over_latent, rotated = Norm(kind="rms", eps=mixer.norm_eps), mixer.rope.dims
@@ -69,7 +69,7 @@ def latent_attention(
     q = torch.cat([q[..., :-rotated], rotate(q[..., -rotated:], places.queries, mixer.rope)], dim=-1)
     latent = weights.norm(f"{name}.kv_norm", over_latent, weights.linear(f"{name}.kv_down", x))
     key = rotate(_heads(weights.linear(f"{name}.k_rope", x), rotated), places.queries, mixer.rope)
-    (state,) = extend(torch.cat([latent[:, None], key], dim=-1))
+    (state,) = memory.extend(torch.cat([latent[:, None], key], dim=-1))
     latent, key = state[:, 0, :, :-rotated], state[..., -rotated:]
     k = _heads(weights.linear(f"{name}.k_up", latent), mixer.nope_dims)
     v = _heads(weights.linear(f"{name}.v_up", latent), mixer.v_dims)

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from nemoport.reference.decoder import enter, only_this_step, project
+from nemoport.reference.decoder import enter, project
 from nemoport.reference.experts import feed
 from nemoport.reference.layers import capped, mix
-from nemoport.reference.steps import Cache, Places
+from nemoport.reference.steps import Cache, Memory, Places
 from nemoport.reference.weights import Weights
 from nemoport.spec import Block, ModelSpec, Plan
 
@@ -70,9 +69,9 @@ class RankedDecoder:
             parts = []
             for position, (rank, block) in enumerate(zip(ranks, blocks, strict=True)):
                 assert block.mixer
-                extend = partial(cache.extend, (stage, position, layer)) if cache else only_this_step
+                memory = Memory(cache, (stage, position, layer))
                 normed = rank.norm(f"{name}.attn_norm", norm, x[position])
-                parts.append(mix(block.mixer, norm, rank, f"{name}.attn", normed, places, extend))
+                parts.append(mix(block.mixer, norm, rank, f"{name}.attn", normed, places, memory))
             x = add(x, self._post_norm(blocks[0], ranks, f"{name}.attn_post_norm", all_reduce(parts)))
         if blocks[0].ffn:
             parts = []

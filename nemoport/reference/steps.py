@@ -21,6 +21,11 @@ class Places:
     keys: Tensor
     """[batch, past + length]: positions of these and of all tokens before, PADDING where there is none."""
 
+    @property
+    def real(self) -> Tensor:
+        """[batch, length]: which tokens of this step are no padding."""
+        return self.keys[:, -self.queries.shape[1] :] != PADDING
+
     def visible(self, window: int | None) -> Tensor:
         """[batch, length, past + length]: whether a query sees a key."""
         distance = self.queries[:, :, None] - self.keys[:, None, :]
@@ -36,17 +41,33 @@ def places(mask: Tensor, past: Places | None = None) -> Places:
 
 
 class Cache:
-    """The state of mixers between steps, tensors [batch, heads, positions, size] of each layer (and of each rank, where
-    a layer has several)."""
+    """The state of mixers between steps, the tensors that each declares, of each layer (and of each rank, where a layer
+    has several)."""
 
     def __init__(self) -> None:
-        self._state: dict[Hashable, tuple[Tensor, ...]] = {}
+        self.states: dict[Hashable, tuple[Tensor, ...]] = {}
 
-    def extend(self, layer: Hashable, *new: Tensor) -> tuple[Tensor, ...]:
-        """Append this step's; returns all of them."""
-        past = self._state.get(layer)
-        self._state[layer] = new if past is None else tuple(map(_after, past, new))
-        return self._state[layer]
+
+@dataclass(frozen=True)
+class Memory:
+    """One layer's place in a cache. Without a cache, a step is all there is."""
+
+    cache: Cache | None
+    layer: Hashable
+
+    def past(self) -> tuple[Tensor, ...] | None:
+        return self.cache.states.get(self.layer) if self.cache else None
+
+    def keep(self, *state: Tensor) -> None:
+        if self.cache:
+            self.cache.states[self.layer] = state
+
+    def extend(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """Append this step's [batch, heads, positions, size]; returns all of them."""
+        past = self.past()
+        state = new if past is None else tuple(map(_after, past, new))
+        self.keep(*state)
+        return state
 
 
 def _after(past: Tensor, new: Tensor) -> Tensor:

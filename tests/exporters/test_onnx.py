@@ -221,7 +221,9 @@ class Runner:
     def __init__(self, path: Path, spec: ModelSpec, batch: int = 1, dtype: str = "float32") -> None:
         self.session = run_on_cpu(path)
         self.past = {
-            f"past_key_values.{i}.{state.name}": np.zeros((batch, state.heads, 0, state.size), dtype)
+            f"past_key_values.{i}.{state.name}": np.zeros(
+                (batch, *(size or 0 for size in state.shape)), "float32" if state.wide else dtype
+            )
             for i, mixer in enumerate(spec.mixers)
             for state in mixer.state
         }

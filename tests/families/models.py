@@ -19,6 +19,7 @@ AWKWARD = {"hidden_size": 10, "heads": 10, "kv_heads": 5, "head_dim": 6}
 EVEN = {"hidden_size": 60, "heads": 10, "kv_heads": 10, "head_dim": 6}
 """Where a format divides the hidden size by the heads."""
 SIZES = {"vocab_size": 131, "max_positions": 77, "layers": LAYERS, "intermediate": 20, "eps": 1e-6, "rope_base": 5e4}
+SSM = {"ssm_heads": 6, "ssm_head_dim": 5, "ssm_groups": 3, "ssm_state_dims": 7}
 EXPERTS = {"experts": 10, "top_k": 3, "expert_intermediate": 20}
 LATENT = {"q_rank": 14, "kv_rank": 9, "nope_dims": 6, "rope_dims": 4, "v_dims": 10, "latent_eps": 1e-6}
 
@@ -43,6 +44,11 @@ OPTIONS: Mapping[str, tuple[Any, ...]] = {
     ),
     "rope_interleaved": (True, False),
     "q_rank": (None, 14),
+    "ssm_heads": (15,),
+    "ssm_groups": (1, 6),
+    "ssm_kernel": (2,),
+    "ssm_conv_bias": (True, False),
+    "ssm_bias": (True, False),
     "scale": (24**-0.5, None),
     "softcap": (3.0, None),
     "logit_softcap": (4.0, None),
@@ -78,6 +84,10 @@ ALTERNATING = {
     "window": _turns(5, None),
     "rope_base": _turns(3e2, 5e4),
     "rope_scaling": _turns(None, LinearScaling(factor=3.0)),
+}
+HYBRID = {
+    "mixer": PerLayer(("mamba", None, "attention", "mamba")),
+    "ffn": PerLayer((None, "dense", None, None)),
 }
 BLOCKS = ("kv_heads", "mixer", "ffn", "intermediate")
 BIASES = ("qkv_bias", "out_bias", "ffn_bias")
@@ -115,11 +125,11 @@ def _said(dialect: Dialect) -> Iterator[tuple[str, Words]]:
 
 def _base(dialect: Dialect, spoken: set[str]) -> Words:
     """The plainest model that the dialect says: what it writes of a plain one says something."""
-    needed = product((AWKWARD, EVEN), (False, True), (None, 24**-0.5), ("silu", "gelu_tanh"), (None, 30))
-    for sizes, tied, scale, activation, shared in needed:
+    needed = product(({}, HYBRID), (AWKWARD, EVEN), (False, True), (None, 24**-0.5), ("silu", "gelu_tanh"), (None, 30))
+    for blocks, sizes, tied, scale, activation, shared in needed:
         of_start = {"tied": tied, "scale": scale, "activation": activation}
         of_start |= {"shared_intermediate": shared, "shared_gate": shared is not None}
-        start = {**PLAIN, **SIZES, **LATENT, **sizes, **of_start, **dialect.fixed}
+        start = {**PLAIN, **SIZES, **LATENT, **SSM, **blocks, **sizes, **of_start, **dialect.fixed}
         start |= {} if "rope_base" in spoken else {"rope_base": None}
         start |= EXPERTS | {"ffn": "mixture"} if "experts" in spoken else {}
         start |= {"embedding_scale": sizes["hidden_size"] ** 0.5} if "embedding_scale" in spoken else {}

@@ -260,7 +260,7 @@ def run(path: Path, spec: ModelSpec, ids: Array, steps: tuple[int, ...]) -> Arra
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = onnxruntime.InferenceSession(path / "model.onnx", options, providers=["CPUExecutionProvider"])
     past = {
-        f"past_key_values.{i}.{state.name}": np.zeros((len(ids), state.heads, 0, state.size), np.float32)
+        f"past_key_values.{i}.{state.name}": np.zeros((len(ids), *(size or 0 for size in state.shape)), np.float32)
         for i, mixer in enumerate(spec.mixers)
         for state in mixer.state
     }

@@ -138,6 +138,7 @@ _NOT_YET = (
 ALIKE = (
     Mark("heterogeneous_block_specs", False, absent=False),
     Mark("heterogeneous_layers_config_encoded_json", AnyOf((None, ""))),
+    Mark("hybrid_override_pattern", None),
 )
 """All blocks are of one kind."""
 TANH = ("openai_gelu", "fast_gelu", "openai_gelu_func")

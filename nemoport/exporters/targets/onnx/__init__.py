@@ -5,8 +5,10 @@
     outputs    logits [batch, sequence, vocab], float32     present.{i}.{state} [batch, heads, total, size]
 
 States are those that a layer's mixer declares: `key` and `value` of its KV heads; of latent attention one `latent`, as
-of one head, its last elements the rotated key. They have the dtype of the weights; logits are float32 always, which
-every client can read. Position ids must be below the model's `max_positions`, those of padding too.
+of one head, its last elements the rotated key; of Mamba `conv` [batch, channels, kernel - 1] and `ssm` [batch, heads,
+head_dim, state_dims], float32, which do not grow and are zero at first. The others have the dtype of the weights.
+Logits are float32 always, which every client can read. Position ids must be below the model's `max_positions`, those of
+padding too.
 """
 
 from __future__ import annotations
@@ -90,7 +92,11 @@ def _tables(graph: Graph, number: int, rope: Rope, spec: ModelSpec) -> Tables:
 def _signature(spec: ModelSpec, dtype: str) -> Signature:
     def cache(prefix: str, positions: str) -> tuple[Tensor, ...]:
         return tuple(
-            Tensor(f"{prefix}.{i}.{state.name}", dtype, ("batch", state.heads, positions, state.size))
+            Tensor(
+                f"{prefix}.{i}.{state.name}",
+                "float32" if state.wide else dtype,
+                ("batch", *(positions if size is None else size for size in state.shape)),
+            )
             for i, block in enumerate(spec.blocks)
             if block.mixer
             for state in block.mixer.state

@@ -26,18 +26,20 @@ from nemoport.exporters.targets.onnx.layers import (
     norm,
     rotate,
 )
-from nemoport.spec import Attention, Dense, FeedForward, LatentAttention, Mixer, Mixture, ModelSpec, Norm, Rope
+from nemoport.exporters.targets.onnx.mamba import Turning, mamba, turning
+from nemoport.spec import Attention, Dense, FeedForward, LatentAttention, Mamba, Mixer, Mixture, ModelSpec, Norm, Rope
 
 
 def decoder(graph: Graph, spec: ModelSpec, tables: Mapping[Rope, Tables], dtype: str) -> None:
     """From `input_ids` to `logits`, in `dtype` but for the logits."""
     masks = _masks(graph, spec)
+    turned = turning(graph, spec)
     x = _embedding(graph, spec, dtype)
     for i, block in enumerate(spec.blocks):
         layer = f"layers.{i}"
         if mixer := block.mixer:
             normed = norm(graph, spec.norm, f"{layer}.attn_norm", x, dtype)
-            mixed = _mix(graph, mixer, spec.norm, i, normed, tables, masks[mixer.window], dtype)
+            mixed = _mix(graph, mixer, spec.norm, i, normed, tables, masks[mixer.window], turned, dtype)
             if block.post_norms:
                 mixed = norm(graph, spec.norm, f"{layer}.attn_post_norm", mixed, dtype)
             x = graph.add("Add", f"{layer}.attn_residual", x, mixed)
@@ -64,6 +66,7 @@ def _mix(
     x: str,
     tables: Mapping[Rope, Tables],
     mask: str,
+    turned: Turning | None,
     dtype: str,
 ) -> str:
     """x [batch, sequence, hidden] to the same shape; `kind` is the model's norm."""
@@ -72,6 +75,9 @@ def _mix(
             return _attention(graph, mixer, kind, layer, x, tables, mask, dtype)
         case LatentAttention():
             return latent_attention(graph, mixer, layer, x, tables[mixer.rope], mask, dtype)
+        case Mamba():
+            assert turned
+            return mamba(graph, mixer, kind, layer, x, turned, dtype)
 
 
 def _embedding(graph: Graph, spec: ModelSpec, dtype: str) -> str:

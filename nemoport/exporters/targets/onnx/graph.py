@@ -39,6 +39,10 @@ class Graph:
         self._nodes.append(helper.make_node("TopK", [x, self.constant(count)], made, name=name, axis=-1))
         return made
 
+    def has(self, name: str) -> bool:
+        """Whether a node makes this value already."""
+        return any(node.name == name for node in self._nodes)
+
     def constant(self, *values: int) -> str:
         """A list of integers, kept inside the graph and written once."""
         return self._constant("ints." + ".".join(map(str, values)), [len(values)], values)
