@@ -261,7 +261,7 @@ class Mamba:
     a channel, and SiLU. A head i keeps S [head_dim, state_dims], and uses b and c of group i // (heads / groups):
 
         dt = softplus(dt + dt_bias)     S = exp(-exp(a_log) dt) S + dt x b^T     y = S c + d x
-        answer = o(rms(y * silu(z)))    over the channels of each group, with the model's eps
+        answer = out(rms(y * silu(z)))    over the channels of each group
     """
 
     heads: int
@@ -271,6 +271,7 @@ class Mamba:
     kernel: int = 4
     conv_bias: bool = True
     bias: bool = False
+    norm_eps: float = 1e-5
 
     kv_heads: ClassVar[int] = 1
     window: ClassVar[None] = None
@@ -304,7 +305,7 @@ class Mamba:
         named |= {f"conv_{part}.weight": (axis, one, taps) for part, axis in convolved.items()}
         named |= {f"conv_{part}.bias": (axis,) for part, axis in convolved.items() if self.conv_bias}
         named |= {"a_log": (a_head,), "d": (a_head,), "dt_bias": (a_head,), "norm.weight": (inner,)}
-        return named | {"o.weight": (hidden, inner)} | ({"o.bias": (hidden,)} if self.bias else {})
+        return named | {"out.weight": (hidden, inner)} | ({"out.bias": (hidden,)} if self.bias else {})
 
 
 Mixer = Attention | LatentAttention | Mamba

@@ -59,6 +59,7 @@ PLAIN: Mapping[str, Any] = {
     "ssm_kernel": 4,
     "ssm_conv_bias": True,
     "ssm_bias": False,
+    "ssm_eps": 1e-5,
     "activation": "silu",
     "gated": True,
     "ffn_bias": False,
@@ -172,6 +173,7 @@ _OF_MAMBA = {
     "ssm_kernel": "kernel",
     "ssm_conv_bias": "conv_bias",
     "ssm_bias": "bias",
+    "ssm_eps": "norm_eps",
 }
 _OF_MIXER = ("heads", "rope_base", "rope_scaling", "rope_interleaved")
 _OF_FFN = ("activation", "gated", "ffn_bias", "ffn_limit", "up_offset")

@@ -36,7 +36,7 @@ def mix(mixer: Mixer, norm: Norm, weights: Weights, name: str, x: Tensor, places
         case LatentAttention():
             return latent_attention(mixer, weights, name, x, places, memory)
         case Mamba():
-            return mamba(mixer, norm, weights, name, x, places, memory)
+            return mamba(mixer, weights, name, x, places, memory)
 
 
 def attention(

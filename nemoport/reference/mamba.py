@@ -16,12 +16,12 @@ from torch import Tensor
 
 from nemoport.reference.steps import Memory, Places
 from nemoport.reference.weights import Weights
-from nemoport.spec import Mamba, Norm
+from nemoport.spec import Mamba
 
 _CONVOLVED = ("x", "b", "c")
 
 
-def mamba(mixer: Mamba, norm: Norm, weights: Weights, name: str, x: Tensor, places: Places, memory: Memory) -> Tensor:
+def mamba(mixer: Mamba, weights: Weights, name: str, x: Tensor, places: Places, memory: Memory) -> Tensor:
     """x [batch, length, hidden] to the same shape. State: the last `kernel - 1` inputs of the convolution [batch,
     channels, kernel - 1], and S of every head [batch, heads, head_dim, state_dims], float32 or wider."""
     real = places.real
@@ -35,8 +35,8 @@ def mamba(mixer: Mamba, norm: Norm, weights: Weights, name: str, x: Tensor, plac
     step = F.softplus(dt.to(state.dtype) + weights.read(f"{name}.dt_bias").to(state.dtype)) * at_work[..., None]
     mixed, state = _scan(mixer, weights, name, u, b, c, step, state)
     memory.keep(before, state)
-    gated = _grouped_norm(mixer, norm, weights, name, mixed * F.silu(z.to(state.dtype)))
-    answer = weights.linear(f"{name}.o", gated.to(x.dtype))
+    gated = _grouped_norm(mixer, weights, name, mixed * F.silu(z.to(state.dtype)))
+    answer = weights.linear(f"{name}.out", gated.to(x.dtype))
     return _gathered(answer, torch.argsort(order, dim=1))
 
 
@@ -83,10 +83,10 @@ def _scan(
     return (torch.stack(answers, 1) + skipped).flatten(2), state
 
 
-def _grouped_norm(mixer: Mamba, norm: Norm, weights: Weights, name: str, x: Tensor) -> Tensor:
+def _grouped_norm(mixer: Mamba, weights: Weights, name: str, x: Tensor) -> Tensor:
     """RMSNorm over the channels of each group."""
     groups = x.view(*x.shape[:2], mixer.groups, -1)
-    normed = groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + norm.eps)
+    normed = groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + mixer.norm_eps)
     return normed.flatten(-2) * weights.read(f"{name}.norm.weight").to(x.dtype)
 
 

@@ -137,7 +137,7 @@ def test_a_graph_routes_as_the_reference_does(spec: ModelSpec, tmp_path: Path) -
         "attention_mask": np.ones_like(ids),
         "position_ids": np.tile(np.arange(ids.shape[1]), (2, 1)),
         **{
-            f"past_key_values.{i}.{state.name}": np.zeros((2, state.heads, 0, state.size), np.float32)
+            f"past_key_values.{i}.{state.name}": np.zeros((2, *(size or 0 for size in state.shape)), np.float32)
             for i, mixer in enumerate(spec.mixers)
             for state in mixer.state
         },

@@ -167,6 +167,16 @@ def heads_apart(name: str, first: int, second: int) -> Change:
     return change
 
 
+def late_by_one(name: str) -> Change:
+    """The taps of a convolution, each of which now meets the token before its own."""
+
+    def change(opened: Opened) -> None:
+        for each in opened.named(name):
+            each[...] = np.roll(each, -1, axis=-1)
+
+    return change
+
+
 NORMS_EXCHANGED = exchange_tensors("layers.1.ffn_norm.weight", "layers.1.ffn_post_norm.weight")
 SCALE = LatentAttention(
     heads=6,
@@ -344,6 +354,23 @@ MUTANTS: dict[str, dict[str, dict[str, Change]]] = {
         "hf": {"window off by one": say("sliding_window", 7)},
         "trtllm tp 2": {"a bias of the feed-forward zeroed": fill("layers.2.ffn.down.bias", 0)},
         "onnx": {"window off by one": constant(r"int\.6", 7)},
+    },
+}
+MUTANTS["nemotron h"] = {
+    "hf": {
+        "entry and exit exchanged": exchange_tensors("layers.0.attn.b.weight", "layers.0.attn.c.weight"),
+        "gate and input exchanged": exchange_tensors("layers.3.attn.z.weight", "layers.3.attn.x.weight"),
+        "heads counted otherwise in groups": say("n_groups", 1),
+        "steps without their bias": fill("layers.0.attn.dt_bias", 0),
+        "rates of two heads exchanged": shift_rows("layers.0.attn.a_log"),
+        "convolution late by one": late_by_one("layers.0.attn.conv_x.weight"),
+        "skipping forgotten": fill("layers.3.attn.d", 0),
+    },
+    "onnx": {
+        "convolution late by one": late_by_one("layers.0.attn.conv_x.weight"),
+        "state that does not fade": bypassed("Mul", "layers.0.attn.state.left"),
+        "padding steps": bypassed("Mul", ".*dt.real"),
+        "groups normed as one": bypassed("Sqrt", ".*norm.size"),
     },
 }
 EVERY = {

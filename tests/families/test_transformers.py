@@ -66,6 +66,15 @@ LATENT = SIZES | {
 }
 
 
+HYBRID = HEADS_OF_10 | {
+    "ssm_state_size": 7,
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 5,
+    "n_groups": 3,
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention"],
+}
+
+
 @dataclass(frozen=True)
 class Case:
     kind: str
@@ -190,6 +199,24 @@ CASES = {
         (),
     ),
     "deepseek, dense": Case("DeepseekV3", LATENT | {"first_k_dense_replace": LAYERS} | rope(), "deepseek", ()),
+    "nemotron h": Case("NemotronH", HYBRID, "nemotron_h", ()),
+    "nemotron h, experts": Case(
+        "NemotronH",
+        HYBRID
+        | {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"], "n_routed_experts": 6}
+        | {"num_experts_per_tok": 2, "moe_intermediate_size": 20, "moe_shared_expert_intermediate_size": 28}
+        | {"n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5},
+        "nemotron_h",
+        (),
+    ),
+    "nemotron h, biases, two taps, one group": Case(
+        "NemotronH",
+        HYBRID
+        | {"use_bias": True, "mlp_bias": True, "conv_kernel": 2, "n_groups": 1}
+        | {"layers_block_type": ["mlp", "linear_attention", "linear_attention", "full_attention"]},
+        "nemotron_h",
+        (),
+    ),
 }
 CLASSES = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
 
@@ -261,8 +288,9 @@ def run(path: Path, spec: ModelSpec, ids: Array, steps: tuple[int, ...]) -> Arra
     session = onnxruntime.InferenceSession(path / "model.onnx", options, providers=["CPUExecutionProvider"])
     past = {
         f"past_key_values.{i}.{state.name}": np.zeros((len(ids), *(size or 0 for size in state.shape)), np.float32)
-        for i, mixer in enumerate(spec.mixers)
-        for state in mixer.state
+        for i, block in enumerate(spec.blocks)
+        if block.mixer
+        for state in block.mixer.state
     }
     start, found = 0, []
     for stop in steps:

@@ -22,6 +22,7 @@ from nemoport.exporters.dialects.rows import (
     scaling_of,
     to_scaling,
 )
+from nemoport.spec import Groups
 
 
 def huggingface_rope(config: Config) -> Config:
@@ -91,6 +92,19 @@ def experts(count: str, width: str) -> tuple[Row, ...]:
         Key("top_k", "num_experts_per_tok", into=whole_number),
         Key("expert_intermediate", width, into=whole_number),
     )
+
+
+def expert_groups(best: int) -> Keys:
+    """Groups of which all may be chosen are none."""
+
+    def of(config: Config) -> Groups | None:
+        count, top = (whole_number(config.get(key) or 1) for key in ("n_group", "topk_group"))
+        return Groups(count, top, best) if top < count else None
+
+    def write(groups: Groups | None) -> dict[str, Any]:
+        return {"n_group": groups.count if groups else 1, "topk_group": groups.top if groups else 1}
+
+    return Keys("expert_groups", of, write)
 
 
 RMS_EPS = Key("eps", "rms_norm_eps", 1e-6, number)

@@ -14,7 +14,6 @@ from nemoport.exporters.configs import (
     Config,
     Dialect,
     Key,
-    Keys,
     Mark,
     Row,
     Together,
@@ -23,7 +22,7 @@ from nemoport.exporters.configs import (
     number,
     whole_number,
 )
-from nemoport.exporters.dialects.huggingface import RMS_EPS, experts, huggingface, huggingface_sizes
+from nemoport.exporters.dialects.huggingface import RMS_EPS, expert_groups, experts, huggingface, huggingface_sizes
 from nemoport.exporters.dialects.latent import (
     FIXED,
     HUGGINGFACE_LATENT,
@@ -43,7 +42,6 @@ from nemoport.exporters.dialects.megatron import (
 from nemoport.exporters.dialects.rows import Marks, without
 from nemoport.exporters.rules import Column
 from nemoport.exporters.words import Words, by_layer, collapsed
-from nemoport.spec import Groups
 
 _MEGATRON = (
     *OF_LATENT,
@@ -90,19 +88,6 @@ def _to_shared(words: Words) -> dict[str, Any]:
     return {"n_shared_experts": shared // each if shared and each else 0}
 
 
-def _groups(best: int) -> Keys:
-    """Groups of which all may be chosen are none."""
-
-    def of(config: Config) -> Groups | None:
-        count, top = (whole_number(config.get(key) or 1) for key in ("n_group", "topk_group"))
-        return Groups(count, top, best) if top < count else None
-
-    def write(groups: Groups | None) -> dict[str, Any]:
-        return {"n_group": groups.count if groups else 1, "topk_group": groups.top if groups else 1}
-
-    return Keys("expert_groups", of, write)
-
-
 _WIDTH = Key("intermediate", "intermediate_size", 18432, whole_number)
 _NO_EXPERTS = {"n_routed_experts": 1, "num_experts_per_tok": 1, "moe_intermediate_size": 1}
 """What a model of dense layers alone says, since the keys must be there."""
@@ -135,7 +120,7 @@ def _v3(model_type: str) -> Dialect:
         "DeepseekV3ForCausalLM",
         INTERLEAVED,
         _dense_first(3),
-        _groups(best=2),
+        expert_groups(best=2),
         Key("router_normalized", "norm_topk_prob", True, flag),
         Key("router_scale", "routed_scaling_factor", 2.5, number),
         positions=4096,
@@ -169,7 +154,7 @@ HUGGINGFACE = (
     _v3("deepseek_v3"),
     _v3("kimi_k2"),
     _v2("greedy", None),
-    _v2("group_limited_greedy", _groups(best=1)),
+    _v2("group_limited_greedy", expert_groups(best=1)),
 )
 _SHARED = {f"mlp.shared_experts.{part}_proj.weight": f"ffn.shared.{part}.weight" for part in ("gate", "up", "down")}
 _BIAS = {"mlp.gate.e_score_correction_bias": "ffn.router.expert_bias"}

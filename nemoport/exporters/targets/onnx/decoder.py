@@ -77,7 +77,7 @@ def _mix(
             return latent_attention(graph, mixer, layer, x, tables[mixer.rope], mask, dtype)
         case Mamba():
             assert turned
-            return mamba(graph, mixer, kind, layer, x, turned, dtype)
+            return mamba(graph, mixer, layer, x, turned, dtype)
 
 
 def _embedding(graph: Graph, spec: ModelSpec, dtype: str) -> str:

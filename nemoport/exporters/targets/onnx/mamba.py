@@ -18,7 +18,7 @@ from onnx import TensorProto
 from nemoport.exporters.dtypes import DTYPES
 from nemoport.exporters.targets.onnx.graph import Graph
 from nemoport.exporters.targets.onnx.layers import HIDDEN, linear
-from nemoport.spec import Mamba, ModelSpec, Norm
+from nemoport.spec import Mamba, ModelSpec
 
 _PARTS = ("x", "b", "c")
 
@@ -67,7 +67,7 @@ def turning(graph: Graph, spec: ModelSpec) -> Turning | None:
     )
 
 
-def mamba(graph: Graph, mixer: Mamba, kind: Norm, layer: int, x: str, turned: Turning, dtype: str) -> str:
+def mamba(graph: Graph, mixer: Mamba, layer: int, x: str, turned: Turning, dtype: str) -> str:
     """x [batch, sequence, hidden] to the same shape."""
     name, inner = f"layers.{layer}.attn", mixer.heads * mixer.head_dim
     z, u, b, c, dt = (linear(graph, f"{name}.{part}", x, mixer.bias) for part in ("z", *_PARTS, "dt"))
@@ -80,7 +80,7 @@ def mamba(graph: Graph, mixer: Mamba, kind: Norm, layer: int, x: str, turned: Tu
     y = _gathered(graph, f"{name}.y.back", y, turned.back)
     z = graph.add("Cast", f"{name}.z.float32", z, to=TensorProto.FLOAT)
     y = graph.add("Mul", f"{name}.y.gated", y, _silu(graph, f"{name}.z.silu", z))
-    return linear(graph, f"{name}.o", _grouped_norm(graph, mixer, kind, name, y, dtype), mixer.bias)
+    return linear(graph, f"{name}.out", _grouped_norm(graph, mixer, name, y, dtype), mixer.bias)
 
 
 def _convolved(graph: Graph, mixer: Mamba, layer: int, new: str, turned: Turning, dtype: str) -> tuple[str, str, str]:
@@ -201,14 +201,14 @@ def _skipped(graph: Graph, mixer: Mamba, name: str, u: str) -> str:
     return graph.add("Mul", f"{name}.skipped", u, graph.add("Unsqueeze", f"{name}.d.column", d, graph.constant(1)))
 
 
-def _grouped_norm(graph: Graph, mixer: Mamba, kind: Norm, name: str, x: str, dtype: str) -> str:
+def _grouped_norm(graph: Graph, mixer: Mamba, name: str, x: str, dtype: str) -> str:
     """RMSNorm over the channels of each group; x is float32."""
     inner = mixer.heads * mixer.head_dim
     groups = graph.add("Reshape", f"{name}.norm.groups", x, graph.constant(0, 0, mixer.groups, inner // mixer.groups))
     squares = graph.add("Mul", f"{name}.norm.squares", groups, groups)
     mean = graph.add("ReduceMean", f"{name}.norm.mean", squares, graph.constant(-1), keepdims=1)
     size = graph.add(
-        "Sqrt", f"{name}.norm.size", graph.add("Add", f"{name}.norm.eps", mean, graph.number(kind.eps, "float32"))
+        "Sqrt", f"{name}.norm.size", graph.add("Add", f"{name}.norm.eps", mean, graph.number(mixer.norm_eps, "float32"))
     )
     normed = graph.add("Div", f"{name}.norm.normed", groups, size)
     normed = graph.add("Reshape", f"{name}.norm.joined", normed, graph.constant(0, 0, inner))
