@@ -86,9 +86,10 @@ ALTERNATING = {
     "rope_scaling": _turns(None, LinearScaling(factor=3.0)),
 }
 HYBRID = {
-    "mixer": PerLayer(("mamba", None, "attention", "mamba")),
-    "ffn": PerLayer((None, "dense", None, None)),
+    "mixer": PerLayer(("mamba", None, "attention", None)),
+    "ffn": PerLayer((None, "dense", None, "dense")),
 }
+HYBRID_OF_EXPERTS = HYBRID | {"ffn": PerLayer((None, "dense", None, "mixture"))}
 BLOCKS = ("kv_heads", "mixer", "ffn", "intermediate")
 BIASES = ("qkv_bias", "out_bias", "ffn_bias")
 
@@ -125,13 +126,15 @@ def _said(dialect: Dialect) -> Iterator[tuple[str, Words]]:
 
 def _base(dialect: Dialect, spoken: set[str]) -> Words:
     """The plainest model that the dialect says: what it writes of a plain one says something."""
-    needed = product(({}, HYBRID), (AWKWARD, EVEN), (False, True), (None, 24**-0.5), ("silu", "gelu_tanh"), (None, 30))
+    hybrid = HYBRID_OF_EXPERTS if "experts" in spoken else HYBRID
+    needed = product(({}, hybrid), (AWKWARD, EVEN), (False, True), (None, 24**-0.5), ("silu", "gelu_tanh"), (None, 30))
     for blocks, sizes, tied, scale, activation, shared in needed:
         of_start = {"tied": tied, "scale": scale, "activation": activation}
         of_start |= {"shared_intermediate": shared, "shared_gate": shared is not None}
-        start = {**PLAIN, **SIZES, **LATENT, **SSM, **blocks, **sizes, **of_start, **dialect.fixed}
+        start = {**PLAIN, **SIZES, **LATENT, **SSM, **sizes, **of_start, **dialect.fixed}
         start |= {} if "rope_base" in spoken else {"rope_base": None}
         start |= EXPERTS | {"ffn": "mixture"} if "experts" in spoken else {}
+        start |= blocks
         start |= {"embedding_scale": sizes["hidden_size"] ** 0.5} if "embedding_scale" in spoken else {}
         try:
             config = dialect.write(start)

@@ -360,7 +360,6 @@ MUTANTS["nemotron h"] = {
     "hf": {
         "entry and exit exchanged": exchange_tensors("layers.0.attn.b.weight", "layers.0.attn.c.weight"),
         "gate and input exchanged": exchange_tensors("layers.3.attn.z.weight", "layers.3.attn.x.weight"),
-        "heads counted otherwise in groups": say("n_groups", 1),
         "steps without their bias": fill("layers.0.attn.dt_bias", 0),
         "rates of two heads exchanged": shift_rows("layers.0.attn.a_log"),
         "convolution late by one": late_by_one("layers.0.attn.conv_x.weight"),
