@@ -171,7 +171,7 @@ def late_by_one(name: str) -> Change:
     """The taps of a convolution, each of which now meets the token before its own."""
 
     def change(opened: Opened) -> None:
-        for each in opened.named(name):
+        for each in opened.pieces(name):
             each[...] = np.roll(each, -1, axis=-1)
 
     return change
@@ -367,7 +367,7 @@ MUTANTS["nemotron h"] = {
     },
     "onnx": {
         "convolution late by one": late_by_one("layers.0.attn.conv_x.weight"),
-        "state that does not fade": bypassed("Mul", "layers.0.attn.state.left"),
+        "state that grows": bypassed("Neg", "layers.0.attn.a"),
         "padding steps": bypassed("Mul", ".*dt.real"),
         "groups normed as one": bypassed("Sqrt", ".*norm.size"),
     },

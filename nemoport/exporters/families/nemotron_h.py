@@ -21,7 +21,7 @@ from nemoport.exporters.configs import (
     number,
     whole_number,
 )
-from nemoport.exporters.dialects.huggingface import expert_groups, experts, huggingface, huggingface_sizes
+from nemoport.exporters.dialects.huggingface import expert_groups, huggingface, huggingface_sizes
 from nemoport.exporters.dialects.megatron import (
     MEGATRON_EXPERTS,
     NO_SINKS,
@@ -126,6 +126,8 @@ def _to_pattern(words: Words) -> dict[str, Any]:
 
 
 _LAYERS = Together(("layers", "mixer", "ffn"), _pattern, _to_pattern)
+_WIDTH = Key("intermediate", "intermediate_size", 21504, whole_number)
+_QUERIES = Key("heads", "num_attention_heads", 32, whole_number)
 _SIZES = huggingface_sizes(
     Key("eps", "layer_norm_epsilon", 1e-5, number),
     head_dim=Key("head_dim", "head_dim", 128, whole_number),
@@ -133,42 +135,35 @@ _SIZES = huggingface_sizes(
 )
 
 
-def _huggingface(*rows: Row, marks: Marks, fixed: Words) -> Dialect:
-    return huggingface(
-        "nemotron_h",
-        "NemotronHForCausalLM",
-        *without(_SIZES, (_LAYERS,)),
-        _LAYERS,
-        Key("ssm_heads", "mamba_num_heads", 128, whole_number),
-        *_ssm("ssm_state_size", "n_groups"),
-        Key("ssm_kernel", "conv_kernel", 4, whole_number),
-        Key("ssm_conv_bias", "use_conv_bias", True, flag),
-        Key("ssm_bias", "use_bias", False, flag),
-        Keys("ssm_eps", lambda config: number(config.get("layer_norm_epsilon", 1e-5)), lambda eps: {}),
-        *biased("mlp_bias", "ffn_bias"),
-        choice("activation", "mlp_hidden_act", {"relu2": "relu2", "silu": "silu"}, "relu2"),
-        *rows,
-        marks=(
-            *marks,
-            Mark("mamba_hidden_act", "silu", absent="silu"),
-            Mark("sliding_window", None),
-            Mark("attention_bias", False, absent=False),
-        ),
-        fixed=_SHAPE | fixed,
-    )
-
-
-HUGGINGFACE = (
-    _huggingface(
-        *experts("n_routed_experts", "moe_intermediate_size"),
-        Key("shared_intermediate", "moe_shared_expert_intermediate_size", into=whole_number),
-        expert_groups(best=2),
-        Key("router_normalized", "norm_topk_prob", True, flag),
-        Key("router_scale", "routed_scaling_factor", 1.0, number),
-        marks=(Mark("n_routed_experts", PRESENT), Mark("moe_latent_size", None), Mark("mlp_bias", False, absent=False)),
-        fixed={"router_score": "sigmoid", "expert_bias": True},
+HUGGINGFACE = huggingface(
+    "nemotron_h",
+    "NemotronHForCausalLM",
+    _WIDTH,
+    _QUERIES,
+    *without(_SIZES, (_LAYERS, _WIDTH, _QUERIES)),
+    _LAYERS,
+    Key("ssm_heads", "mamba_num_heads", 128, whole_number),
+    *_ssm("ssm_state_size", "n_groups"),
+    Key("ssm_kernel", "conv_kernel", 4, whole_number),
+    Key("ssm_conv_bias", "use_conv_bias", True, flag),
+    Key("ssm_bias", "use_bias", False, flag),
+    Keys("ssm_eps", lambda config: number(config.get("layer_norm_epsilon", 1e-5)), lambda eps: {}),
+    *biased("mlp_bias", "ffn_bias"),
+    choice("activation", "mlp_hidden_act", {"relu2": "relu2", "silu": "silu"}, "relu2"),
+    Key("experts", "n_routed_experts", 8, whole_number),
+    Key("top_k", "num_experts_per_tok", 2, whole_number),
+    Key("expert_intermediate", "moe_intermediate_size", 7688, whole_number),
+    Key("shared_intermediate", "moe_shared_expert_intermediate_size", 7688, whole_number),
+    expert_groups(best=2),
+    Key("router_normalized", "norm_topk_prob", True, flag),
+    Key("router_scale", "routed_scaling_factor", 1.0, number),
+    marks=(
+        Mark("moe_latent_size", None),
+        Mark("mamba_hidden_act", "silu", absent="silu"),
+        Mark("sliding_window", None),
+        Mark("attention_bias", False, absent=False),
     ),
-    _huggingface(marks=(Mark("n_routed_experts", None),), fixed={}),
+    fixed=_SHAPE | {"router_score": "sigmoid", "expert_bias": True},
 )
 
 _PROJECTED = ("attn.z.*", "attn.x.*", "attn.b.*", "attn.c.*", "attn.dt.*")
@@ -238,7 +233,7 @@ COLUMNS = {
             *naming.layer(_HUGGINGFACE_LAYER + "mixer.", _HUGGINGFACE_HALVES),
             *naming.layer(_HUGGINGFACE_LAYER + "mixer.", {"in_proj.*": _PROJECTED, "conv1d.*": _CONVOLVED}, STACKED),
         ),
-        dialects=HUGGINGFACE,
+        dialects=(HUGGINGFACE,),
         tied_copy="lm_head.weight",
     ),
 }
