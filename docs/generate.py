@@ -9,9 +9,10 @@ from pathlib import Path
 
 from nemoport import plugins
 from nemoport.check.table import TABLE
+from nemoport.exporters import methods
 
 DOCS = Path(__file__).parent
-PAGES = (DOCS.parent / "README.md", DOCS / "check.md")
+PAGES = (DOCS.parent / "README.md", DOCS / "check.md", DOCS / "quantization.md")
 ROOM = "nemoport.exporters"
 
 
@@ -22,14 +23,24 @@ def tables() -> dict[str, str]:
         "families": _table("family | what it covers | read from | written as", _families()),
         "targets": _table("`--to` | what it writes", _described("targets")),
         "rules": _table("code | level | what must hold", _rules()),
+        "methods": _table(
+            "`--quantize` | `--to` | ModelOpt's word | takes from calibration | divides | loaded by", _methods()
+        ),
     }
 
 
 def inserted(text: str) -> str:
-    for name, table in tables().items():
-        pattern = re.compile(rf"(<!-- {name}: generated -->\n).*?(<!-- end -->)", re.DOTALL)
-        text = pattern.sub(lambda match, table=table: match[1] + table + match[2], text)  # type: ignore[misc]
-    return text
+    """A page with its tables new."""
+    made = tables()
+    return _PLACE.sub(lambda match: match[1] + made[match[2]] + match[3], text)
+
+
+def placed() -> set[str]:
+    """The tables that stand on a page."""
+    return {match[2] for page in PAGES for match in _PLACE.finditer(page.read_text())}
+
+
+_PLACE = re.compile(r"(<!-- (\w+): generated -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def _described(room: str) -> Iterator[str]:
@@ -49,6 +60,16 @@ def _families() -> Iterator[str]:
 def _rules() -> Iterator[str]:
     for code, rule in TABLE.items():
         yield f"`{code}` | {rule.severity} | {rule.sentence.rstrip('.')}"
+
+
+def _methods() -> Iterator[str]:
+    for row in methods.rows():
+        found = f"`{row.method}` | `{methods.DIALECTS[row.dialect]}` | {row.algorithm}"
+        if row.refused:
+            yield f"{found} | | | refused: {row.refused}"
+        else:
+            needs = ", ".join(f"`{each}`" for each in row.needs) or "nothing"
+            yield f"{found} | {needs} | {row.alignment} | {'; '.join(row.loads)}"
 
 
 def _first_sentence(text: str) -> str:

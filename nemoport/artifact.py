@@ -25,7 +25,7 @@ from blake3 import blake3
 
 from nemoport import __version__
 from nemoport.errors import DamagedInput, UnsupportedInput
-from nemoport.spec import ModelSpec, Plan, spec_from_json, to_json
+from nemoport.spec import ModelSpec, Plan, plan_from_json, spec_from_json, to_json
 
 MANIFEST, LEDGER, ORIGIN, REPORT = "manifest.json", "ledger.jsonl", "origin.json", "report.json"
 SCHEMA = 1
@@ -109,7 +109,7 @@ def read_manifest(directory: Path) -> Artifact:
             kind=data["kind"],
             producer=data["producer"],
             dtype=data["dtype"],
-            plan=Plan(**data["plan"]),
+            plan=plan_from_json(data["plan"]),
             loads=tuple(data["loads"]),
             source=data["source"],
             signature=_signature(data["signature"]),

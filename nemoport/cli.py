@@ -110,6 +110,16 @@ def inspect(path: Path, config_file: Path | None, as_json: bool) -> None:
     show_default=True,
     help="Those that the model computed with, or the optimizer's float32 copies of them.",
 )
+@click.option(
+    "--quantize", metavar="METHOD", help="Round weights to fp8, int8, int4_awq, nvfp4 and more: see the docs."
+)
+@click.option("--kv-cache", type=click.Choice(["fp8"]), help="Scales for a cache in fewer bits.")
+@click.option("--calib", type=PATH, metavar="FILE", help="Text, JSONL with `text`, or token ids in .npz.")
+@click.option("--calib-samples", default=512, show_default=True, help="Rows of tokens to calibrate on, at most.")
+@click.option("--calib-length", default=512, show_default=True, help="Tokens of a row, at most.")
+@click.option("--calib-stats", type=PATH, metavar="FILE", help="calibration.npz of an earlier run, or its directory.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Linears that stay as they are; repeatable.")
+@click.option("--requantize", is_flag=True, help="Undo a quantization that the source has, to quantize it anew.")
 @click.option("--vocab", type=click.Choice(["true", "padded"]), default="true", show_default=True, help="Rows to keep.")
 @click.option("--max-memory", type=Size(), default="512MiB", show_default=True, help="Cap on memory in use.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
@@ -127,6 +137,14 @@ def convert(
     adapter_mode: Any,
     weights: Any,
     vocab: Any,
+    quantize: str | None,
+    kv_cache: str | None,
+    calib: Path | None,
+    calib_samples: int,
+    calib_length: int,
+    calib_stats: Path | None,
+    exclude: tuple[str, ...],
+    requantize: bool,
     max_memory: int,
     dry_run: bool,
     as_json: bool,
@@ -136,9 +154,15 @@ def convert(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from nemoport import show
     from nemoport.exporters import convert, stream
-    from nemoport.spec import Plan
+    from nemoport.spec import Plan, Recipe
 
-    plan = Plan(tp=tp, pp=pp, ep=ep, dtype=dtype, vocab=vocab, weights=weights)
+    recipe, calibration = None, None
+    if quantize:
+        recipe = Recipe(method=quantize, kv_cache=kv_cache, exclude=exclude, requantize=requantize)
+        calibration = _calibration(path, config_file, calib, calib_samples, calib_length, calib_stats)
+    elif kv_cache or calib or calib_stats or exclude or requantize:
+        raise UsageError("--kv-cache, --calib, --exclude and --requantize go with --quantize METHOD; say which method")
+    plan = Plan(tp=tp, pp=pp, ep=ep, dtype=dtype, vocab=vocab, weights=weights, recipe=recipe)
     job = convert.plan(
         path,
         to,
@@ -147,6 +171,7 @@ def convert(
         plan=plan,
         adapter=adapter,
         adapter_mode=adapter_mode,
+        calibration=calibration,
         max_memory=max_memory,
     )
     if not as_json:
@@ -380,6 +405,21 @@ def repo_promote(repository: Path, name: str, version: str | None, force: bool, 
 
 
 repo.add_command(check_)
+
+
+def _calibration(
+    checkpoint: Path, config_file: Path | None, calib: Path | None, samples: int, length: int, statistics: Path | None
+) -> Any:
+    from nemoport import calibration
+
+    if calib and statistics:
+        raise UsageError("--calib and --calib-stats both say where scales come from; give one")
+    if statistics:
+        return calibration.from_statistics(statistics)
+    if calib:
+        limits = calibration.Limits(samples=samples, length=length)
+        return calibration.from_tokens(calib, checkpoint, _config(config_file), limits)
+    return None
 
 
 def _config(path: Path | None) -> Mapping[str, Any] | None:

@@ -472,6 +472,21 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is quantized."""
+
+    method: str
+    """The module in `quantizers/`."""
+    kv_cache: str | None = None
+    exclude: tuple[str, ...] = ()
+    """Patterns of linears that stay as they are, beside those that always do."""
+    calibration: str | None = None
+    """What its statistics were taken from: a digest of the tokens, or of the statistics themselves."""
+    requantize: bool = False
+    """The source is quantized already and is undone first."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How a target cuts and casts a model. `ep` divides `tp`; the world is tp * pp ranks, of which ep at a time have
     other experts, and tp / ep cut the same ones. dtype None keeps each tensor's own."""
@@ -482,6 +497,7 @@ class Plan:
     dtype: str | None = None
     vocab: VocabPolicy = "true"
     weights: Weights = "model"
+    recipe: Recipe | None = None
 
     @property
     def world(self) -> int:
@@ -545,6 +561,12 @@ def to_json(value: Any) -> Any:
         data = {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
         return {"kind": type(value).__name__, **data} if type(value).__name__ in _KINDS else data
     return value
+
+
+def plan_from_json(data: Mapping[str, Any]) -> Plan:
+    recipe = data.get("recipe")
+    exclude = tuple(recipe["exclude"]) if recipe else ()
+    return Plan(**{**data, "recipe": Recipe(**{**recipe, "exclude": exclude}) if recipe else None})
 
 
 def spec_from_json(data: Mapping[str, Any]) -> ModelSpec:

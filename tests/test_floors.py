@@ -17,7 +17,7 @@ GROUND = {"errors", "spec", "artifact", "plugins"}
 TOWERS = {"exporters", "compilers", "repository", "runner", "reference"}
 TOWER_MAY = {"reference": {"exporters.tensor", "exporters.dtypes"}}
 """Beyond the ground floor and itself."""
-UPSTAIRS = {"cli", "show", "check", "validation", "pipeline", "__main__"}
+UPSTAIRS = {"calibration", "cli", "show", "check", "validation", "pipeline", "__main__"}
 GROUND_OUTSIDE = {"blake3"}
 DATA = Path(__file__).parent / "data"
 SOURCE = DATA / "megatron/megatron_lm/torch_dist_tp2"

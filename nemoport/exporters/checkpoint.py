@@ -3,7 +3,7 @@ the `Output` that a target wants written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,6 +92,8 @@ class Model:
     adapter: Mapping[str, Any] | None = None
     """What the manifest says of the adapter that goes with it."""
     quantized: Quantized | None = None
+    undone: Mapping[str, Any] | None = None
+    """What the checkpoint said of a quantization that was undone, since it was asked for."""
 
     @property
     def dtype(self) -> str:
@@ -131,6 +133,8 @@ class Output:
     loads: tuple[str, ...]
     dtype: str
     signature: Signature | None = None
+    late: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
+    """Small files whose bytes are known when the tensors are written."""
 
 
 class Target(Protocol):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -11,13 +12,25 @@ from typing import Any, Literal
 from nemoport import plugins
 from nemoport.artifact import Artifact
 from nemoport.errors import UnsupportedInput, UsageError
-from nemoport.exporters import source, stream
+from nemoport.exporters import quantize, requantize, source, statistics, stream
 from nemoport.exporters.adapters import huggingface as peft
 from nemoport.exporters.checkpoint import Model, Output
+from nemoport.exporters.computed import Once
+from nemoport.exporters.statistics import Statistics
 from nemoport.spec import DTYPES, Plan, parameter_count
 
 TARGETS = "nemoport.exporters.targets"
 AdapterMode = Literal["merge", "carry"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Where statistics of activations come from."""
+
+    digest: str
+    """Of the tokens, or of the statistics that were given."""
+    statistics: Callable[[Model, tuple[str, ...]], Statistics]
+    """Of a model, those that are needed: may run it."""
 
 
 def plan(
@@ -29,9 +42,12 @@ def plan(
     plan: Plan,
     adapter: Path | None = None,
     adapter_mode: AdapterMode = "merge",
+    calibration: Calibration | None = None,
     max_memory: int = stream.DEFAULT_MEMORY,
 ) -> stream.Job:
     """Everything that the conversion will do, checked; no tensor has been read and nothing written."""
+    if plan.recipe and calibration:
+        plan = replace(plan, recipe=replace(plan.recipe, calibration=calibration.digest))
     if plan.dtype is not None and plan.dtype not in DTYPES:
         raise UsageError(f"--dtype {plan.dtype} is not known; use {', '.join(DTYPES)}")
     if min(plan.tp, plan.pp, plan.ep) < 1:
@@ -40,12 +56,23 @@ def plan(
     for place, what in ((path, "checkpoint"), (adapter, "adapter")):
         if place and place.resolve() in (destination.resolve(), *destination.resolve().parents):
             raise UsageError(f"{destination} lies inside the {what}; choose a directory outside of it with -o")
+    chosen = quantize.chosen(plan.recipe, to, target, calibration is not None) if plan.recipe else None
+    seen: Once[Statistics] | None = None
     if adapter and adapter_mode == "carry":
+        _check_carries(plan)
         model, output = _carrying(path, adapter, to, target, config, plan)
     else:
         model = source.model(path, config, plan.vocab, adapter, plan.weights)
-        _check_quantized(model, to, target, plan)
+        if chosen:
+            model = requantize.plain(model, chosen.recipe)
+            if calibration and chosen.needs:
+                seen = Once(partial(calibration.statistics, model, chosen.needs))
+            model = quantize.quantized(model, chosen, plan, seen)
+        else:
+            _check_quantized(model, to, target, plan)
         output = target.output(model, plan)
+        if seen:
+            output = replace(output, late={statistics.FILE: partial(_as_file, seen)})
     job = stream.Job(
         kind=to,
         model=model,
@@ -55,9 +82,26 @@ def plan(
         config=config,
         adapter=adapter,
         workers=stream.workers_within(max_memory),
+        prepare=seen or _nothing,
     )
     stream.check_destination(job)
     return job
+
+
+def _nothing() -> None:
+    """No first pass over the whole model."""
+
+
+def _as_file(seen: Once[Statistics]) -> bytes:
+    return statistics.to_bytes(seen())
+
+
+def _check_carries(plan: Plan) -> None:
+    if plan.recipe:
+        raise UsageError(
+            "--quantize does not go with --adapter-mode carry yet: the adapter was trained on the weights from before; "
+            "use --adapter-mode merge"
+        )
 
 
 def _check_quantized(model: Model, to: str, target: ModuleType, plan: Plan) -> None:
@@ -104,6 +148,7 @@ def summary(job: stream.Job) -> tuple[Row, ...]:
         Row("model", f"{spec.family}, {parameter_count(spec):,} parameters, {job.model.dtype}"),
         *_adapter_row(job),
         *_quantized_row(job),
+        *_recipe_row(job),
         Row("trained at", layout),
         Row("tensors", f"{len(checkpoint.tensors)} stored, {len(checkpoint.skipped)} skipped, {slots} written"),
         Row("target", f"{job.kind}, {_layout(job.plan)}, {job.output.dtype}"),
@@ -125,9 +170,19 @@ def _adapter_row(job: stream.Job) -> tuple[Row, ...]:
 
 
 def _quantized_row(job: stream.Job) -> tuple[Row, ...]:
-    if (found := job.model.quantized) is None:
+    if found := job.model.undone:
+        return (Row("was quantized", f"{found.get('algorithm')} by {found['producer']}, and is undone"),)
+    if (kept := job.model.quantized) is None or job.plan.recipe:
         return ()
-    return (Row("quantized", f"{found.said.get('algorithm')} by {found.said['producer']}, kept as it is"),)
+    return (Row("quantized", f"{kept.said.get('algorithm')} by {kept.said['producer']}, kept as it is"),)
+
+
+def _recipe_row(job: stream.Job) -> tuple[Row, ...]:
+    if (recipe := job.plan.recipe) is None or (made := job.model.quantized) is None:
+        return ()
+    seen = f", calibrated ({recipe.calibration[:12]})" if recipe.calibration else ""
+    cache = f", KV cache {made.kv_cache}" if made.kv_cache else ""
+    return (Row("quantizes", f"{made.encoding.method} ({made.said['algorithm']}){cache}{seen}"),)
 
 
 def as_json(job: stream.Job, artifact: Artifact | None) -> dict[str, Any]:
@@ -137,6 +192,7 @@ def as_json(job: stream.Job, artifact: Artifact | None) -> dict[str, Any]:
         "source": {"path": str(checkpoint.path), "format": checkpoint.format, "writer": checkpoint.writer},
         "adapter": {"path": str(job.adapter), **job.model.adapter} if job.model.adapter else None,
         "quantization": job.model.quantized.said if job.model.quantized else None,
+        "requantized": job.model.undone,
         "family": spec.family,
         "parameters": parameter_count(spec),
         "target": job.kind,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import numpy as np
 
@@ -13,6 +14,12 @@ from nemoport.exporters.encoding import Encoded
 from nemoport.exporters.tensor import LazyTensor, Span, read
 
 QUANTIZERS = "nemoport.exporters.quantizers"
+
+
+def algorithms() -> dict[str, ModuleType]:
+    """ModelOpt's word -> the quantizer whose encoding it means; several may share one."""
+    found = plugins.load_all(QUANTIZERS).items()
+    return {module.ALGORITHM: module for name, module in found if module.encoding(None).method == name}
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,56 @@ class Single:
         self.source.fill(out[0, ...])
 
 
+@dataclass(frozen=True)
+class Spaced:
+    """[a, 1, b, 1] of [a, b]."""
+
+    source: LazyTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(size for axis in self.source.shape for size in (axis, 1))
+
+    @property
+    def dtype(self) -> str:
+        return self.source.dtype
+
+    def cut(self, spans: tuple[Span, ...]) -> LazyTensor:
+        return Spaced(self.source.cut(spans[::2]))
+
+    def fill(self, out: Words) -> None:
+        self.source.fill(out[(slice(None), 0) * len(self.source.shape)])
+
+
+@dataclass(frozen=True)
+class Closed:
+    """[a, b] of [a, 1, b, 1]."""
+
+    source: LazyTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape[::2]
+
+    @property
+    def dtype(self) -> str:
+        return self.source.dtype
+
+    def cut(self, spans: tuple[Span, ...]) -> LazyTensor:
+        return Closed(self.source.cut(tuple(span for each in spans for span in (each, (0, 1)))))
+
+    def fill(self, out: Words) -> None:
+        self.source.fill(out[(slice(None), np.newaxis) * (len(self.source.shape) // 2)])
+
+
+def spaced(tensor: LazyTensor) -> LazyTensor:
+    return tensor.source if isinstance(tensor, Closed) else Spaced(tensor)
+
+
+def closed(tensor: LazyTensor) -> LazyTensor:
+    return tensor.source if isinstance(tensor, Spaced) else Closed(tensor)
+
+
 def viewed(tensor: LazyTensor, dtype: str) -> LazyTensor:
     assert itemsize(tensor.dtype) == itemsize(dtype), (tensor.dtype, dtype)
     return tensor if tensor.dtype == dtype else Viewed(tensor, dtype)

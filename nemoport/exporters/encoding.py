@@ -18,9 +18,9 @@ from math import gcd
 import numpy as np
 
 from nemoport.errors import DamagedInput, UnsupportedInput
-from nemoport.exporters.derived import single, squeezed, viewed
+from nemoport.exporters.derived import closed, single, spaced, squeezed, viewed
 from nemoport.exporters.dtypes import Words, itemsize, words
-from nemoport.exporters.layouts import Layout
+from nemoport.exporters.layouts import WHOLE, Layout
 from nemoport.exporters.tensor import Held, LazyTensor, Span
 from nemoport.spec import Axis, TensorSpec
 
@@ -45,6 +45,24 @@ class Form:
     """A scalar is stored as a vector of one."""
     always: bool = False
     """Where the field is absent, what it then stands for is written out."""
+    apart: bool = False
+    """Every axis is stored with one of length one behind it."""
+
+    def stored(self, tensor: LazyTensor) -> LazyTensor:
+        tensor = viewed(tensor, self.dtype or tensor.dtype)
+        return single(tensor) if self.single else spaced(tensor) if self.apart else tensor
+
+    def loaded(self, tensor: LazyTensor) -> LazyTensor:
+        """The inverse of `stored`, but for the name of the dtype."""
+        if self.apart:
+            return closed(tensor)
+        return squeezed(tensor) if self.single and tensor.shape else tensor
+
+    def shape(self, field: tuple[int, ...]) -> tuple[int, ...]:
+        """That of a field as it is stored."""
+        if self.apart:
+            return tuple(size for axis in field for size in (axis, 1))
+        return (1,) if self.single else field
 
 
 @dataclass(frozen=True)
@@ -137,6 +155,8 @@ def split(layout: Layout, stored: LazyTensor, parts: Sequence[TensorSpec]) -> tu
     """`layout.split`, of a quantized tensor field by field."""
     if not isinstance(stored, Encoded):
         return layout.split(stored, parts)
+    if layout is WHOLE:
+        return (stored,)
     _check_rows(layout, stored)
     pieces: list[dict[str, LazyTensor]] = [{} for _ in parts]
     for each in stored.encoding.fields:
@@ -158,6 +178,8 @@ def join(layout: Layout, tensors: Sequence[LazyTensor], parts: Sequence[TensorSp
     first = encoded[0]
     if len(encoded) < len(tensors) or any(each.encoding != first.encoding for each in encoded):
         raise UnsupportedInput(f"{first.name} is quantized, and what it is to be joined with is not, or otherwise")
+    if layout is WHOLE:
+        return first
     _check_rows(layout, first)
     joined = {}
     for each in first.encoding.fields:
@@ -197,9 +219,8 @@ def spread(stored: str, tensor: Encoded, dialect: str, dtype: str) -> Iterator[t
     for each, form in tensor.encoding.in_dialect(dialect):
         found = tensor.field(each, dtype) if form.always else tensor.fields.get(each.name)
         if found is not None:
-            found = viewed(found, form.dtype or found.dtype)
             made = "" if each.name in tensor.fields else f"{each.neutral} throughout, its {each.name} being absent"
-            yield linear + form.suffix, single(found) if form.single else found, made
+            yield linear + form.suffix, form.stored(found), made
 
 
 @dataclass(frozen=True)
@@ -247,14 +268,14 @@ def _field(
     if name not in stored:
         raise DamagedInput(f"{weight} is quantized, and its {name} is missing; copy the checkpoint again")
     tensor, kinds = stored[name], (form.dtype,) if form.dtype else each.dtypes
-    needed = (1,) if form.single else each.shape(shape)
+    needed = form.shape(each.shape(shape))
     found = (1,) if form.single and not tensor.shape else tensor.shape
     if found != needed or tensor.dtype not in kinds:
         raise DamagedInput(
             f"{name} is {tensor.dtype} {list(tensor.shape)}, {' or '.join(kinds)} {list(needed)} needed beside a "
             f"weight of {list(shape)}; copy the checkpoint again"
         )
-    tensor = squeezed(tensor) if form.single and tensor.shape else tensor
+    tensor = form.loaded(tensor)
     own = tensor.dtype if tensor.dtype in each.dtypes else each.dtypes[0]
     assert itemsize(own) == itemsize(tensor.dtype), (own, tensor.dtype)
     return viewed(tensor, own)
@@ -272,7 +293,9 @@ def _all_or_none(each: Field, encoded: Sequence[Encoded]) -> list[LazyTensor]:
 
 def _check_rows(layout: Layout, tensor: Encoded) -> None:
     if not layout.whole_rows:
-        raise UnsupportedInput(f"{tensor.name} is quantized, and cannot be stored {layout.name}; use --to hf")
+        raise UnsupportedInput(
+            f"{tensor.name} is quantized, and cannot be stored {layout.name}, as it is there; use another target"
+        )
 
 
 def _followed(part: TensorSpec, each: Field, tensor: Encoded) -> TensorSpec:

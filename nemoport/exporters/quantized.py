@@ -13,10 +13,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from nemoport import plugins
 from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.exporters.checkpoint import Checkpoint, Quantized
-from nemoport.exporters.dequantized import QUANTIZERS
+from nemoport.exporters.dequantized import algorithms
 from nemoport.exporters.encoding import SCALAR, Encoded, Encoding, Field, Form, Gathered, gather
 from nemoport.exporters.formats import distributed
 from nemoport.exporters.formats.structured import mapping
@@ -98,7 +97,7 @@ KV_CACHE = (
 
 def encoding(stored: Checkpoint, said: Quantization) -> Encoding:
     """The encoding of a checkpoint's weights, else an error that says why they are not read."""
-    known = {module.ALGORITHM: module for module in plugins.load_all(QUANTIZERS).values()}
+    known = algorithms()
     what = f"{stored.path} is quantized ({said}; {said.where})"
     if stored.naming != "huggingface" or not said.producer.startswith("modelopt"):
         raise UnsupportedInput(

@@ -74,6 +74,8 @@ class Job:
     adapter: Path | None = None
     """Where the adapter lies that was merged or is carried; told to `origin.json` too."""
     workers: int = 1
+    prepare: Callable[[], object] = lambda: None
+    """What needs the whole model and comes before: calibration."""
 
     @property
     def bytes(self) -> int:
@@ -109,6 +111,7 @@ def run(job: Job, progress: Progress = lambda _: None) -> Artifact:
                 return _finished_before(job, fingerprint)
             try:
                 _check_room(job, partial)
+                job.prepare()
                 digests = _fill(job, partial, journal, progress)
                 return _finish(job, partial, digests, fingerprint)
             except Exception:
@@ -256,7 +259,8 @@ def _write_all(handle: int, content: memoryview, offset: int) -> None:
 def _finish(job: Job, partial: Path, digests: Mapping[tuple[str, str], str], fingerprint: str) -> Artifact:
     """Ledger, small files, manifest, and the rename that makes it all true."""
     (partial / LEDGER).write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in _ledger(job, digests)))
-    for name, content in job.output.sidecars.items():
+    sidecars = {**job.output.sidecars, **{name: made() for name, made in job.output.late.items()}}
+    for name, content in sidecars.items():
         (partial / name).parent.mkdir(exist_ok=True)
         (partial / name).write_bytes(content)
     origin = {
@@ -267,10 +271,10 @@ def _finish(job: Job, partial: Path, digests: Mapping[tuple[str, str], str], fin
     }
     (partial / ORIGIN).write_bytes(json_bytes(origin))
     tensor_files = tuple(File(file.path, (partial / file.path).stat().st_size, None) for file in job.output.files)
-    for name in (*job.output.sidecars, LEDGER, ORIGIN):
+    for name in (*sidecars, LEDGER, ORIGIN):
         with (partial / name).open("rb") as stream:
             os.fsync(stream.fileno())
-    plain = tuple(describe(partial / name, partial) for name in (*job.output.sidecars, LEDGER))
+    plain = tuple(describe(partial / name, partial) for name in (*sidecars, LEDGER))
     artifact = _artifact(job, tensor_files + plain)
     write_manifest(partial, artifact)
     sync_directory(partial)
@@ -298,9 +302,18 @@ def _artifact(job: Job, files: tuple[File, ...]) -> Artifact:
             "skipped": len(checkpoint.skipped),
             "trained": dict(checkpoint.trained),
             **({"adapter": job.model.adapter} if job.model.adapter else {}),
-            **({"quantization": job.model.quantized.said} if job.model.quantized else {}),
+            **_source_quantization(job),
         },
     )
+
+
+def _source_quantization(job: Job) -> dict[str, Any]:
+    """What the source said of a quantization of its own, kept or undone."""
+    if job.model.undone:
+        return {"quantization": {**job.model.undone, "undone": True}}
+    if job.model.quantized and job.plan.recipe is None:
+        return {"quantization": job.model.quantized.said}
+    return {}
 
 
 def _ledger(job: Job, digests: Mapping[tuple[str, str], str]) -> Iterator[dict[str, Any]]:

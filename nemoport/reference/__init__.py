@@ -10,7 +10,7 @@ what is computed in: float64, float32, float16 or bfloat16. `device` is torch's 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nemoport.reference.ranks import RankedDecoder
     from nemoport.reference.weights import Observer
 
-__all__ = ["device", "greedy", "load", "load_ranks", "logits", "rank_greedy", "rank_logits"]
+__all__ = ["device", "greedy", "layer_by_layer", "load", "load_ranks", "logits", "rank_greedy", "rank_logits"]
 
 KEEP = 2 << 30
 """Bytes of weights that generation keeps in memory between its steps; the others are read again at each step."""
@@ -46,7 +46,8 @@ def logits(
     """float32 [batch, length, vocab_size]. `weights` are the canonical tensors of the spec, in any float dtype.
 
     `observe(name, x)` is called with the input [batch, length, in] of every linear map (`layers.0.attn.q`, `head`)
-    in the order of computation; an expert's is [tokens, in], those that chose it."""
+    in the order of computation, and with the keys and values of every attention (`layers.0.attn.keys`). An expert's is
+    [tokens, in], those that chose it."""
     model = load(spec, weights, dtype=dtype, device=device, observe=observe)
     from nemoport.reference import generate
 
@@ -108,6 +109,25 @@ def rank_greedy(
     from nemoport.reference import generate
 
     return generate.greedy(model, model.spec.vocab_size, tokens, mask, max_tokens, stop)
+
+
+def layer_by_layer(
+    spec: ModelSpec,
+    weights: Mapping[str, LazyTensor],
+    batches: Sequence[NDArray[Any]],
+    *,
+    dtype: str,
+    device: str = "cpu",
+    observe: Observer,
+) -> Iterator[int]:
+    """All batches through one layer, then through the next: each layer is read once, and one is in memory at a time.
+    Yields a layer's number when all of them are through it. `observe` as in `logits`."""
+    _need_torch()
+    from nemoport.reference import layerwise
+    from nemoport.reference.weights import check
+
+    check(spec, weights)
+    return layerwise.run(spec, weights, batches, dtype, device, observe)
 
 
 def load(

@@ -17,7 +17,7 @@ from nemoport.reference.steps import Cache, places
 
 @torch.inference_mode()
 def logits(model: Runs, vocab_size: int, tokens: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[np.float32]:
-    ids, real = _prompt(model, vocab_size, tokens, mask)
+    ids, real = prompt(model.device, vocab_size, tokens, mask)
     answer: NDArray[np.float32] = model.logits(model.hidden(ids, places(real), None)).cpu().numpy()
     return answer
 
@@ -31,7 +31,7 @@ def greedy(
     max_tokens: int,
     stop: Collection[int],
 ) -> NDArray[np.int64]:
-    ids, real = _prompt(model, vocab_size, tokens, mask)
+    ids, real = prompt(model.device, vocab_size, tokens, mask)
     if max_tokens < 1:
         raise UsageError(f"max_tokens is {max_tokens}; generation makes at least one token")
     cache, where = Cache(), places(real)
@@ -52,7 +52,9 @@ def greedy(
         where, last = places(torch.ones_like(ids, dtype=torch.bool), where), torch.zeros_like(last)
 
 
-def _prompt(model: Runs, vocab_size: int, tokens: NDArray[Any], mask: NDArray[Any] | None) -> tuple[Tensor, Tensor]:
+def prompt(
+    device: torch.device, vocab_size: int, tokens: NDArray[Any], mask: NDArray[Any] | None
+) -> tuple[Tensor, Tensor]:
     """Tokens and mask as tensors; padding may be any number, and becomes token 0."""
     if tokens.ndim != 2 or not tokens.size:
         raise UsageError(f"tokens have shape {list(tokens.shape)}; the reference takes [batch, length], none empty")
@@ -63,4 +65,4 @@ def _prompt(model: Runs, vocab_size: int, tokens: NDArray[Any], mask: NDArray[An
     if outside.size:
         raise UsageError(f"token {outside[0]} is outside of the vocabulary of {vocab_size}")
     ids = torch.from_numpy(np.where(real, tokens, 0).astype(np.int64))
-    return ids.to(model.device), torch.from_numpy(real).to(model.device)
+    return ids.to(device), torch.from_numpy(real).to(device)

@@ -49,6 +49,8 @@ def attention(
         q, k = weights.norm(f"{name}.q_norm", over_head, q), weights.norm(f"{name}.k_norm", over_head, k)
     if mixer.rope:
         q, k = rotate(q, places.queries, mixer.rope), rotate(k, places.queries, mixer.rope)
+    weights.observe(f"{name}.keys", k)
+    weights.observe(f"{name}.values", v)
     k, v = memory.extend(k, v)
     sinks = weights.read(f"{name}.sinks") if mixer.sinks else None
     mixed = attend(q, k, v, places.visible(mixer.window), mixer.scale, mixer.softcap, sinks)

@@ -22,7 +22,8 @@ FLOATS = {
 }
 
 Observer = Callable[[str, Tensor], None]
-"""Told the name (`layers.0.attn.q`) and the input [..., in] of every linear map, before it is applied."""
+"""Told the name (`layers.0.attn.q`) and the input [..., in] of every linear map, before it is applied; and of what an
+attention puts into its cache (`layers.0.attn.keys`, `values`), [..., head_dim]."""
 
 
 class Weights:

@@ -15,11 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from nemoport import plugins
 from nemoport.artifact import json_bytes
 from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.exporters.checkpoint import Slot
-from nemoport.exporters.dequantized import QUANTIZERS, all_dequantized
+from nemoport.exporters.dequantized import algorithms, all_dequantized
 from nemoport.exporters.encoding import Encoded, Encoding, gather
 from nemoport.exporters.formats import safetensors
 from nemoport.exporters.targets.trtllm import DIALECT
@@ -74,7 +73,7 @@ def _quantization(directory: Path) -> Mapping[str, Any]:
 
 def _encoding(directory: Path) -> Encoding:
     said = _quantization(directory)
-    known = {module.ALGORITHM: module for module in plugins.load_all(QUANTIZERS).values()}
+    known = algorithms()
     if (algorithm := said.get("quant_algo")) not in known or said.get("kv_cache_quant_algo"):
         raise UnsupportedInput(f"{directory} is quantized by {algorithm}; {', '.join(known)} are run, caches in none")
     if "lm_head" not in (said.get("exclude_modules") or ()):

@@ -273,7 +273,8 @@ def test_the_input_of_every_linear_map_can_be_observed() -> None:
     seen: dict[str, tuple[int, ...]] = {}
     reference.logits(model.spec, model.weights, tokens(), observe=lambda name, x: seen.update({name: tuple(x.shape)}))
     maps = [name.removesuffix(".weight") for name, tensor in tensors(model.spec).items() if len(tensor.shape) == 2]
-    assert sorted(seen) == sorted(["head", *(name for name in maps if name != "embed")])
+    cached = [f"layers.{layer}.attn.{what}" for layer in range(len(model.spec.blocks)) for what in ("keys", "values")]
+    assert sorted(seen) == sorted(["head", *cached, *(name for name in maps if name != "embed")])
     assert seen["layers.1.ffn.down"] == (2, 17, 52)
 
 

@@ -1,26 +1,35 @@
 """FP8: E4M3 numbers with one scale for the matrix, and one for its input. ModelOpt's FP8.
 
-w = weight * scale, scale = max |w| / 448.
+w = weight * scale, scale = max |w| / 448. ModelOpt's export for Hugging Face divides in the weight's own dtype and so
+rounds twice; its export for TensorRT-LLM divides in float32, and gives linears that are fused one scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nemoport.exporters.computed import Array, Compute, Once, computed, single, solved
+from nemoport.exporters.dtypes import itemsize, real
 from nemoport.exporters.encoding import EVERY, SCALAR, Encoding, Field, Form
+from nemoport.exporters.quantizing import APART, TOGETHER, Fields, Given, input_amax, joint
+from nemoport.exporters.tensor import LazyTensor
 
 ALGORITHM = "FP8"
+NEEDS = {"modelopt": ("amax",), "trtllm": ("amax",)}
+SHARES = {"modelopt": APART, "trtllm": TOGETHER}
+MOST = np.float32(448)
+E4M3 = "float8_e4m3fn"
 
 
 def encoding(group: int | None) -> Encoding:
     return Encoding(
         "fp8",
         (
-            Field("weight", ("float8_e4m3fn",), EVERY, {"modelopt": Form("weight"), "trtllm": Form("weight")}),
+            Field("weight", (E4M3,), EVERY, {"modelopt": Form("weight"), "trtllm": Form("weight")}),
             Field("scale", ("float32",), SCALAR, _forms("weight_scale", "weights_scaling_factor")),
             Field("input_scale", ("float32",), SCALAR, _forms("input_scale", "activation_scaling_factor")),
         ),
@@ -38,3 +47,44 @@ def _forms(modelopt: str, trtllm: str) -> dict[str, Form]:
 def dequantize(fields: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     numbers: NDArray[np.float32] = fields["weight"].astype(np.float32) * fields["scale"].astype(np.float32)
     return numbers
+
+
+def quantize(given: Given) -> tuple[Fields, ...]:
+    one = joint(given.largest())
+    scale = Once(lambda: np.float32(one() / MOST))
+    return tuple(
+        {
+            "weight": computed(weight, EVERY, E4M3, codes(weight, scale, DIVIDE[given.dialect])),
+            "scale": solved((), "float32", lambda: np.array(scale())),
+            "input_scale": solved((), "float32", lambda: np.array(input_amax(given) / MOST)),
+        }
+        for weight in given.weights
+    )
+
+
+def _in_its_dtype(block: Array, scale: np.float32) -> Array:
+    quotient: Array = (single(block) / scale).astype(block.dtype)
+    return quotient
+
+
+def _in_float32(block: Array, scale: np.float32) -> Array:
+    quotient: Array = single(block) / scale
+    return quotient
+
+
+DIVIDE = {"modelopt": _in_its_dtype, "trtllm": _in_float32}
+
+
+def codes(weight: LazyTensor, scale: Once[np.float32], divide: Callable[[Array, np.float32], Array]) -> Compute:
+    """weight / scale in E4M3. A 16-bit float has 65536 values: what becomes of each is looked up."""
+    kind = real(E4M3)
+    if itemsize(weight.dtype) != 2:
+        return lambda block, _: divide(block, scale()).astype(kind)
+    every = np.arange(1 << 16, dtype=np.uint16).view(real(weight.dtype))
+
+    def table() -> Array:
+        with np.errstate(all="ignore"):  # among all values are infinities
+            return divide(every, scale()).astype(kind).view(np.uint8)
+
+    found = Once(table)
+    return lambda block, _: np.take(found(), block.view(np.uint16))

@@ -7,17 +7,31 @@ ModelOpt has multiplied pre_scale into the norm's weight, and the layer has none
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nemoport.exporters.computed import Array, Once, Single, computed, single
 from nemoport.exporters.encoding import FLOATS, Encoding, Field, Form
+from nemoport.exporters.quantizing import TOGETHER, Fields, Given
+from nemoport.exporters.smoothing import PRE_SCALE, mean_share, smoothed
+from nemoport.exporters.tensor import LazyTensor
 
-PRE_SCALE = {"modelopt": Form("pre_quant_scale"), "trtllm": Form("prequant_scaling_factor", always=True)}
+Groups = Single
+"""float32 [rows, groups, inputs of a group]."""
+
 ALGORITHM = "W4A16_AWQ"
+NEEDS = {"modelopt": ("mean", "losses"), "trtllm": ("mean", "losses")}
+SHARES = {"modelopt": TOGETHER, "trtllm": TOGETHER[:1]}
 GROUP = 128
+PAIRS = ((0, 2), (1, 1))
+MOST = np.float32(7)
+EXPONENTS = tuple(float(each) for each in np.arange(11, dtype=np.float32) * np.float32(0.1))
+"""Those that are tried. The larger, the more an input that is large on average spares its weights the rounding."""
+_LEAST, _MOST = np.float32(1e-4), np.float32(1e4)
+_TINY = np.finfo(np.float32).tiny
 
 
 def encoding(group: int | None) -> Encoding:
@@ -28,7 +42,7 @@ def encoding(group: int | None) -> Encoding:
             Field(
                 "weight",
                 ("uint8",),
-                ((0, 2), (1, 1)),
+                PAIRS,
                 {"modelopt": Form("weight"), "trtllm": Form("weight", dtype="int8")},
             ),
             Field("scale", ("float32",), ((0, 1), (1, group)), _forms("weight_scale", "weights_scaling_factor")),
@@ -53,3 +67,61 @@ def dequantize(fields: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     group = -(-numbers.shape[1] // scale.shape[1])
     whole: NDArray[np.float32] = numbers * np.repeat(scale, group, axis=1)[:, : numbers.shape[1]]
     return whole * fields["pre_scale"].astype(np.float32) if "pre_scale" in fields else whole
+
+
+def quantize(given: Given) -> tuple[Fields, ...]:
+    each = smoothed(given, lambda index: _pre_scale(given, index))
+    pairs = zip(each, given.largest(), strict=True)
+    return tuple({**rounded_groups(one.weight, largest), "pre_scale": one.pre_scale} for one, largest in pairs)
+
+
+def _pre_scale(given: Given, index: int) -> Single:
+    losses = given.losses(given.names[index])
+    share = mean_share(given.weights[index], GROUP)
+    return np.float32(1) / stretch(given.saw("mean"), share, EXPONENTS[int(losses.argmin())])
+
+
+def stretch(mean: Single, share: Single, exponent: float) -> Single:
+    """What each input's weights are multiplied with: mean |x_j|^a / (mean share of w_j)^(1 - a), about 1."""
+    scale = mean ** np.float32(exponent) / (share ** np.float32(1 - exponent) + _TINY)
+    scale = np.clip(scale, _LEAST, _MOST).astype(np.float32)
+    centred: Single = scale / np.sqrt(scale.max() * scale.min())
+    return centred
+
+
+def scales(groups: Groups) -> Single:
+    """max |w| / 7 of each group; 1 where all are zero."""
+    found: Single = np.abs(groups).max(axis=2) / MOST
+    found[found == 0] = 1
+    return found
+
+
+def rounded_groups(
+    weight: LazyTensor, largest: Once[np.float32], scaled: Callable[[Groups], Single] = scales
+) -> Fields:
+    """Weight and scale of a matrix; `largest` has seen that it can be quantized at all."""
+
+    def grouped(block: Array) -> Groups:
+        largest()
+        return single(block).reshape(len(block), -1, GROUP)
+
+    def codes(block: Array, _: object) -> Array:
+        groups = grouped(block)
+        numbers = np.clip(np.rint(groups / scaled(groups)[:, :, None]), -MOST - 1, MOST).astype(np.int8)
+        nibbles: Array = numbers.reshape(block.shape).view(np.uint8) & 15
+        pairs: Array = nibbles[0::2] | nibbles[1::2] << 4
+        return pairs
+
+    together = (2, GROUP)
+    return {
+        "weight": computed(weight, PAIRS, "uint8", codes, together),
+        "scale": computed(weight, ((0, 1), (1, GROUP)), "float32", lambda block, _: scaled(grouped(block)), together),
+    }
+
+
+def rounded_numbers(numbers: Single) -> Single:
+    """What float32 [rows, inputs] become in groups, for the search."""
+    groups = numbers.reshape(len(numbers), -1, GROUP)
+    each = scales(groups)[:, :, None]
+    whole: Single = np.clip(np.rint(groups / each), -MOST - 1, MOST) * each
+    return whole.reshape(numbers.shape)

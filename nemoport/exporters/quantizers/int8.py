@@ -11,9 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemoport.exporters.computed import Array, Once, Single, computed, single
 from nemoport.exporters.encoding import EVERY, Encoding, Field, Form
+from nemoport.exporters.quantizing import APART, Fields, Given
+from nemoport.exporters.tensor import LazyTensor
 
 ALGORITHM = "W8A16"
+NEEDS: Mapping[str, tuple[str, ...]] = {"modelopt": ()}
+SHARES = {"modelopt": APART}
+MOST = np.float32(127)
+ROW = ((0, 1),)
+WHOLE_ROWS = (1, 0)
 
 
 def encoding(group: int | None) -> Encoding:
@@ -21,7 +29,7 @@ def encoding(group: int | None) -> Encoding:
         "int8",
         (
             Field("weight", ("int8",), EVERY, {"modelopt": Form("weight")}),
-            Field("scale", ("float32",), ((0, 1),), {"modelopt": Form("weight_scale")}),
+            Field("scale", ("float32",), ROW, {"modelopt": Form("weight_scale")}),
         ),
         loads={"modelopt": ("what reads the W8A16 layout of NVIDIA ModelOpt",)},
         refused={"trtllm": "TensorRT-LLM's loader rejects it and quantizes plain weights to W8A16 itself"},
@@ -31,3 +39,32 @@ def encoding(group: int | None) -> Encoding:
 def dequantize(fields: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     numbers: NDArray[np.float32] = fields["weight"].astype(np.float32) * fields["scale"].astype(np.float32)[:, None]
     return numbers
+
+
+def quantize(given: Given) -> tuple[Fields, ...]:
+    pairs = zip(given.weights, given.largest(), strict=True)
+    return tuple(rows(weight, largest) for weight, largest in pairs)
+
+
+def rows(weight: LazyTensor, largest: Once[np.float32]) -> Fields:
+    """Weight and scale of a matrix, each row by itself; `largest` has seen that it can be quantized at all."""
+
+    def scales(block: Array) -> Single:
+        return row_scales(single(block), MOST, largest)
+
+    def codes(block: Array, _: object) -> Array:
+        found: Array = np.clip(np.rint(single(block) / scales(block)[:, None]), -128, 127).astype(np.int8)
+        return found
+
+    return {
+        "weight": computed(weight, EVERY, "int8", codes, WHOLE_ROWS),
+        "scale": computed(weight, ROW, "float32", lambda block, _: scales(block), WHOLE_ROWS),
+    }
+
+
+def row_scales(numbers: Single, most: np.float32, largest: Once[np.float32]) -> Single:
+    """max |w| / most of each row of numbers, of any axes before the last; 1 where all are zero."""
+    largest()
+    scale: Single = np.abs(numbers).max(axis=-1) / most
+    scale[scale == 0] = 1
+    return scale

@@ -12,11 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemoport.exporters.computed import Once, Single, solved
 from nemoport.exporters.encoding import EVERY, FLOATS, SCALAR, Encoding, Field, Form
 from nemoport.exporters.quantizers import int8
-from nemoport.exporters.quantizers.int4_awq import PRE_SCALE
+from nemoport.exporters.quantizing import TOGETHER, Fields, Given
+from nemoport.exporters.smoothing import PRE_SCALE, Smoothed, column_amax, smoothed
 
 ALGORITHM = "W8A8_SQ_PER_CHANNEL"
+NEEDS = {"modelopt": ("amax",), "trtllm": ("amax",)}
+SHARES = {"modelopt": TOGETHER, "trtllm": TOGETHER[:1]}
+EXPONENT = 1.0
+"""How much of the range of the input moves into the weights; ModelOpt's default, where the paper has 0.5."""
+LEAST, MOST = np.float32(1e-4), np.float32(1e4)
 
 
 def encoding(group: int | None) -> Encoding:
@@ -24,7 +31,7 @@ def encoding(group: int | None) -> Encoding:
         "int8_sq",
         (
             Field("weight", ("int8",), EVERY, {"modelopt": Form("weight"), "trtllm": Form("weight")}),
-            Field("scale", ("float32",), ((0, 1),), _forms("weight_scale", Form("weights_scaling_factor"))),
+            Field("scale", ("float32",), int8.ROW, _forms("weight_scale", Form("weights_scaling_factor"))),
             Field("pre_scale", FLOATS, ((1, 1),), PRE_SCALE, 1.0),
             Field(
                 "input_scale",
@@ -47,3 +54,32 @@ def _forms(modelopt: str, trtllm: Form) -> dict[str, Form]:
 def dequantize(fields: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     numbers = int8.dequantize(fields)
     return numbers * fields["pre_scale"].astype(np.float32) if "pre_scale" in fields else numbers
+
+
+def quantize(given: Given) -> tuple[Fields, ...]:
+    each = smoothed(given, lambda index: _pre_scale(given, index))
+    pairs = zip(each, given.largest(), strict=True)
+    amax = Once(lambda: max(_input_amax(given, one) for one in each))
+    return tuple(
+        {
+            **int8.rows(one.weight, largest),
+            "pre_scale": one.pre_scale,
+            "input_scale": solved((), "float32", lambda: np.array(amax() / int8.MOST)),
+        }
+        for one, largest in pairs
+    )
+
+
+def _pre_scale(given: Given, index: int) -> Single:
+    """Of each input: max |w_j|^(1 - a) / max |x_j|^a, and 1 where it was never anything but zero."""
+    seen = given.saw("amax")
+    weight = column_amax(given.weights[index]) ** np.float32(1 - EXPONENT)
+    with np.errstate(divide="ignore"):
+        scale = weight / seen ** np.float32(EXPONENT)
+    return np.where(seen > 0, np.clip(scale, LEAST, MOST), np.float32(1)).astype(np.float32)
+
+
+def _input_amax(given: Given, one: Smoothed) -> np.float32:
+    """Of the input after its own pre-scale, in the weight's dtype, as ModelOpt takes it."""
+    seen = given.saw("amax").astype(one.kind).astype(np.float32)
+    return np.float32((seen * one.own()).max().astype(one.kind))

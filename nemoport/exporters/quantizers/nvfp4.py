@@ -13,9 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemoport.exporters.computed import Array, Once, Single, computed, single, solved
+from nemoport.exporters.dtypes import real
 from nemoport.exporters.encoding import SCALAR, Encoding, Field, Form
+from nemoport.exporters.quantizing import TOGETHER, Fields, Given, input_amax, joint
+from nemoport.exporters.tensor import LazyTensor
 
 ALGORITHM = "NVFP4"
+NEEDS = {"modelopt": ("amax",), "trtllm": ("amax",)}
+SHARES = {"modelopt": TOGETHER, "trtllm": TOGETHER}
+UNCALIBRATED = "nvfp4_weights"
+"""What it is without statistics."""
+PAIRS = ((0, 1), (1, 2))
 BLOCK = 16
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 _NUMBERS = np.concatenate([_E2M1, -_E2M1])
@@ -27,7 +36,7 @@ def encoding(group: int | None) -> Encoding:
     return Encoding(
         "nvfp4",
         (
-            Field("weight", ("uint8",), ((0, 1), (1, 2)), {"modelopt": Form("weight"), "trtllm": Form("weight")}),
+            Field("weight", ("uint8",), PAIRS, {"modelopt": Form("weight"), "trtllm": Form("weight")}),
             Field("scale", ("float8_e4m3fn",), ((0, 1), (1, block)), _forms("weight_scale", "weights_scaling_factor")),
             Field("scale_2", ("float32",), SCALAR, _forms("weight_scale_2", "weights_scaling_factor_2")),
             Field("input_scale", ("float32",), SCALAR, _forms("input_scale", "activation_scaling_factor")),
@@ -51,3 +60,48 @@ def dequantize(fields: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     scales = np.repeat(scale * fields["scale_2"].astype(np.float32), block, axis=1)[:, : nibbles.shape[1]]
     whole: NDArray[np.float32] = _NUMBERS[nibbles] * scales
     return whole
+
+
+def quantize(given: Given) -> tuple[Fields, ...]:
+    one = joint(given.largest())
+    whole = Once(lambda: np.float32(one() / _RANGE))
+    return tuple(
+        {
+            **_blocks(weight, whole),
+            "scale_2": solved((), "float32", lambda: np.array(whole())),
+            "input_scale": solved((), "float32", lambda: np.array(input_amax(given) / _RANGE)),
+        }
+        for weight in given.weights
+    )
+
+
+_RANGE = np.float32(6 * 448)
+_LEAST, _MOST = np.float32(2**-9), np.float32(448)
+_HALVES = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
+"""Half-way between neighbours of E2M1; from one of an even code, a tie goes down."""
+
+
+def _blocks(weight: LazyTensor, whole: Once[np.float32]) -> Fields:
+    def scales(numbers: Single) -> Array:
+        """[rows, blocks]; of a block of zeros, 1."""
+        blocks = np.abs(numbers).reshape(len(numbers), -1, BLOCK).max(axis=2) / (np.float32(6) * whole())
+        blocks = np.where(blocks == 0, np.float32(1), blocks)
+        return np.clip(blocks, _LEAST, _MOST).astype(real("float8_e4m3fn"))
+
+    def codes(block: Array, _: object) -> Array:
+        numbers = single(block)
+        each = scales(numbers).astype(np.float32) * whole()
+        quotient = numbers.reshape(len(numbers), -1, BLOCK) / each[:, :, None]
+        size, nibbles = np.abs(quotient), (quotient < 0).astype(np.uint8) << 3
+        for code, half in enumerate(_HALVES):
+            nibbles += size > np.float32(half) if code % 2 == 0 else size >= np.float32(half)
+        pairs = nibbles.reshape(len(numbers), -1, 2)
+        return pairs[:, :, 0] | pairs[:, :, 1] << 4
+
+    together = (1, BLOCK)
+    return {
+        "weight": computed(weight, PAIRS, "uint8", codes, together),
+        "scale": computed(
+            weight, ((0, 1), (1, BLOCK)), "float8_e4m3fn", lambda block, _: scales(single(block)), together
+        ),
+    }

@@ -14,7 +14,7 @@ from typing import Any
 
 from nemoport.artifact import json_bytes
 from nemoport.errors import UnsupportedInput
-from nemoport.exporters import configs
+from nemoport.exporters import configs, methods
 from nemoport.exporters.checkpoint import Model, Output, Quantized, Slot, TensorFile
 from nemoport.exporters.encoding import SCALAR, Encoded, check_shared, spread
 from nemoport.exporters.formats import safetensors, tokenizer
@@ -36,10 +36,6 @@ DIALECT = "trtllm"
 LOADS = ("TensorRT-LLM 0.8 to 1.2 (trtllm-build)", "NIM 1.x")
 SHARED = (("ffn.gate.weight", "ffn.up.weight"),)
 """Weights of a layer that are stored apart and must agree on what is one number: TensorRT-LLM may fuse them."""
-GROUPED = 64
-"""The least that sizes of group-wise int4 layers are padded to on each rank, and the loader then refuses the file
-(layers.py of tensorrt_llm 0.16, WeightOnlyGroupwiseQuantLinear); groups larger than this count instead."""
-PADDED = ("int4_awq",)
 PRE_SCALE = "pre_scale"
 
 
@@ -181,9 +177,9 @@ def _check_quantized(model: Model, quantized: Quantized) -> None:
 
 
 def _check_grouped(binding: Binding, tensor: Encoded, tp: int) -> None:
-    if tensor.encoding.method not in PADDED:
+    if tensor.encoding.method not in methods.PADDED_BY_TRTLLM:
         return
-    unit = max(GROUPED, tensor.encoding.group or 0) * tp
+    unit = methods.unit(tensor.encoding, tp)
     for size, axis in zip(tensor.shape, binding.parts[0].axes, strict=True):
         if (whole := size * (tp if axis.name in SHARDING.axes else 1)) % unit:
             raise UnsupportedInput(

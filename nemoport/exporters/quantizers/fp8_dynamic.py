@@ -1,0 +1,56 @@
+"""FP8 with dynamic inputs: E4M3 numbers with a scale for each row; the runtime scales every token. ModelOpt's
+FP8_PER_CHANNEL_PER_TOKEN.
+
+w[o, i] = weight[o, i] * scale[o], scale[o] = max |w[o]| / 448.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemoport.exporters.computed import Array, Single, computed, single
+from nemoport.exporters.dtypes import real
+from nemoport.exporters.encoding import EVERY, Encoding, Field, Form
+from nemoport.exporters.quantizers import int8
+from nemoport.exporters.quantizers.fp8 import E4M3, MOST
+from nemoport.exporters.quantizing import APART, Fields, Given
+
+ALGORITHM = "FP8_PER_CHANNEL_PER_TOKEN"
+NEEDS: Mapping[str, tuple[str, ...]] = {"modelopt": ()}
+SHARES = {"modelopt": APART}
+
+
+def encoding(group: int | None) -> Encoding:
+    return Encoding(
+        "fp8_dynamic",
+        (
+            Field("weight", (E4M3,), EVERY, {"modelopt": Form("weight")}),
+            Field("scale", ("float32",), int8.ROW, {"modelopt": Form("weight_scale")}),
+        ),
+        loads={"modelopt": ("vLLM",)},
+        refused={"trtllm": "TensorRT-LLM's rank files take it only with tensors that nemoport does not write"},
+    )
+
+
+def dequantize(fields: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    return int8.dequantize(fields)
+
+
+def quantize(given: Given) -> tuple[Fields, ...]:
+    def made(weight: Any, largest: Any) -> Fields:
+        def scales(block: Array) -> Single:
+            return int8.row_scales(single(block), MOST, largest)
+
+        def codes(block: Array, _: object) -> Array:
+            return (single(block) / scales(block)[:, None]).astype(real(E4M3))
+
+        return {
+            "weight": computed(weight, EVERY, E4M3, codes, int8.WHOLE_ROWS),
+            "scale": computed(weight, int8.ROW, "float32", lambda block, _: scales(block), int8.WHOLE_ROWS),
+        }
+
+    return tuple(made(weight, largest) for weight, largest in zip(given.weights, given.largest(), strict=True))

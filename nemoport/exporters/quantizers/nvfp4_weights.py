@@ -1,0 +1,39 @@
+"""NVFP4, weights only: as NVFP4, and the input stays as it is, so that nothing need be calibrated. ModelOpt's
+W4A16_NVFP4."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from nemoport.exporters.encoding import Encoding
+from nemoport.exporters.quantizers import nvfp4
+from nemoport.exporters.quantizers.nvfp4 import dequantize
+from nemoport.exporters.quantizing import TOGETHER, Fields, Given
+
+__all__ = ["ALGORITHM", "NEEDS", "SHARES", "dequantize", "encoding", "quantize"]
+
+ALGORITHM = "W4A16_NVFP4"
+NEEDS: Mapping[str, tuple[str, ...]] = {"modelopt": ()}
+SHARES = {"modelopt": TOGETHER}
+
+
+def encoding(group: int | None) -> Encoding:
+    whole = nvfp4.encoding(group)
+    return replace(
+        whole,
+        method="nvfp4_weights",
+        fields=tuple(
+            replace(each, forms={"modelopt": each.forms["modelopt"]}) for each in whole.fields if _kept(each.name)
+        ),
+        loads={"modelopt": ("what reads the W4A16_NVFP4 layout of NVIDIA ModelOpt",)},
+        refused={"trtllm": "TensorRT-LLM's rank files of NVFP4 have a scale for the input; give --calib FILE"},
+    )
+
+
+def _kept(field: str) -> bool:
+    return field != "input_scale"
+
+
+def quantize(given: Given) -> tuple[Fields, ...]:
+    return tuple({name: each for name, each in fields.items() if _kept(name)} for fields in nvfp4.quantize(given))

@@ -1,0 +1,509 @@
+"""Quantization: the numbers are ModelOpt's where it has the same method, they do not depend on how a model is cut, and
+what cannot be is refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from blake3 import blake3
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nemoport import calibration, plugins, reference
+from nemoport.artifact import read_manifest
+from nemoport.exporters import convert, source, statistics, stream
+from nemoport.exporters.dequantized import QUANTIZERS, all_dequantized, dequantized
+from nemoport.exporters.dtypes import real
+from nemoport.exporters.encoding import Encoded
+from nemoport.exporters.methods import rows
+from nemoport.exporters.quantizers import int4_awq
+from nemoport.exporters.statistics import Statistics
+from nemoport.exporters.tensor import Held, LazyTensor, cut, read
+from nemoport.spec import Attention, Block, Dense, LanguageModel, ModelSpec, Norm, Plan, Recipe, Rope, tensors
+
+from . import made
+from .commands import artifact_of, command, contents, sentence
+from .fixtures import DATA, LLAMA
+from .modelopt import SPEC, save
+
+JUDGE = DATA / "modelopt"
+EXPORTS: dict[str, Any] = json.loads((JUDGE / "exports.json").read_text())
+METHODS = plugins.names(QUANTIZERS)
+TO_TRTLLM = tuple(row.method for row in rows() if row.dialect == "trtllm" and row.loads)
+WIDE = replace(
+    SPEC,
+    hidden_size=512,
+    blocks=(
+        Block(
+            mixer=Attention(heads=8, kv_heads=4, head_dim=64, rope=Rope(dims=64)),
+            ffn=Dense(intermediate=512),
+        ),
+    ),
+)
+"""Divides by the groups of int4 at tp 4."""
+ZERO_CENTRED = ModelSpec(
+    family="nemotron",
+    vocab_size=131,
+    hidden_size=128,
+    max_positions=64,
+    norm=Norm(kind="layer", zero_centered=True),
+    head=LanguageModel(),
+    blocks=(
+        Block(
+            mixer=Attention(heads=4, kv_heads=2, head_dim=32, rope=Rope(dims=16)),
+            ffn=Dense(intermediate=256, activation="relu2", gated=False),
+        ),
+    ),
+)
+FUSED = replace(SPEC, family="phi3", blocks=SPEC.blocks[:1])
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def quantized(
+    path: Path, to: str, out: Path, method: str, *, stats: Path | None = None, workers: int = 2, **plan: Any
+) -> Path:
+    recipe = Recipe(method=method, **{key: plan.pop(key) for key in ("kv_cache", "exclude") if key in plan})
+    found = calibration.from_statistics(stats) if stats and needs(method, to) else None
+    job = convert.plan(path, to, out, plan=Plan(recipe=recipe, **plan), calibration=found)
+    stream.run(replace(job, workers=workers))
+    return out
+
+
+def needs(method: str, to: str) -> bool:
+    module = plugins.load(QUANTIZERS, method)
+    return bool(module.NEEDS["modelopt" if to == "hf" else "trtllm"])
+
+
+def digest(tensor: Tensor) -> list[Any]:
+    content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), blake3(content).hexdigest()[:32]]
+
+
+def digests(path: Path) -> dict[str, list[Any]]:
+    return {name: digest(tensor) for name, tensor in load_file(path).items()}
+
+
+def digests_of(wanted: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {name: row[:3] for name, row in wanted.items()}
+
+
+@pytest.mark.parametrize("method", [name.split()[1] for name in EXPORTS if re.fullmatch(r"hf \w+", name)])
+def test_hf_equals_modelopts_export_bit_for_bit(method: str, tmp_path: Path) -> None:
+    """Given the same activations: every code, scale, pre-scale and folded norm."""
+    out = quantized(JUDGE, "hf", tmp_path / "out", method, stats=JUDGE / "statistics.npz")
+    wanted = EXPORTS[f"hf {method}"]
+    assert digests(out / "model.safetensors") == digests_of(wanted["tensors"])
+    said = json.loads((out / "hf_quant_config.json").read_text())
+    assert said.pop("written_by").startswith("nemoport")
+    assert said == wanted["hf_quant_config.json"]
+    assert json.loads((out / "config.json").read_text())["quantization_config"] == wanted["quantization_config"]
+
+
+@pytest.mark.parametrize("method", [name.split()[1] for name in EXPORTS if name.startswith("trtllm")])
+def test_ranks_equal_modelopts_export_bit_for_bit(method: str, tmp_path: Path) -> None:
+    wanted = EXPORTS[f"trtllm {method}"]
+    out = quantized(JUDGE, "trtllm", tmp_path / "out", method, stats=JUDGE / "statistics.npz", tp=wanted["tp"])
+    for rank, theirs in enumerate(wanted["ranks"]):
+        ours = digests(out / f"rank{rank}.safetensors")
+        assert set(ours) == set(theirs)
+        ends = ("transformer.vocab_embedding.weight", "lm_head.weight")  # cut and padded by ModelOpt's own choice
+        assert {name: row for name, row in ours.items() if name not in ends} == {
+            name: row for name, row in digests_of(theirs).items() if name not in ends
+        }
+    said = json.loads((out / "config.json").read_text())["quantization"]
+    assert {key: said[key] for key in wanted["quantization"]} == wanted["quantization"]
+
+
+@cache
+def calibrated() -> Statistics:
+    """The reference's own activations, all there is to know of them."""
+    limits = calibration.Limits()
+    found = calibration.from_tokens(JUDGE / "tokens.npz", JUDGE, None, limits)
+    return found.statistics(source.model(JUDGE), ("amax", "mean", "losses", "keys", "values"))
+
+
+def test_activation_scales_are_modelopts_within_a_rounding(tmp_path: Path) -> None:
+    """ModelOpt computes with transformers' kernels, which round bfloat16 elsewhere: a step of bfloat16 apart."""
+    (tmp_path / "calibration.npz").write_bytes(statistics.to_bytes(calibrated()))
+    out = quantized(JUDGE, "hf", tmp_path / "out", "fp8", stats=tmp_path, kv_cache="fp8")
+    wanted = EXPORTS["hf fp8 kv"]["tensors"]
+    found = load_file(out / "model.safetensors")
+    assert set(found) == set(wanted)
+    scales = [name for name in wanted if name.endswith(("input_scale", "k_scale", "v_scale"))]
+    assert len(scales) == 9
+    for name in scales:
+        assert found[name].item() == pytest.approx(wanted[name][3], rel=2**-7), name
+
+
+def test_the_search_of_awq_chooses_as_well_on_the_references_activations() -> None:
+    """Where two exponents cost about the same, a rounding chooses; what is lost by it is nothing."""
+    theirs, _ = statistics.read(JUDGE / "statistics.npz")
+    ours = calibrated()
+    for name, losses in theirs.arrays.items():
+        if name.endswith("/losses"):
+            chosen = int(ours.arrays[name].argmin())
+            assert losses[chosen] < 1.01 * losses.min(), name
+            np.testing.assert_allclose(ours.arrays[name], losses, rtol=0.05, err_msg=name)
+    for name in ("layers.0.attn.q/mean", "layers.0.ffn.down/mean"):
+        np.testing.assert_allclose(ours.arrays[name], theirs.arrays[name], rtol=0.02)
+
+
+def statistics_for(spec: ModelSpec, path: Path) -> Path:
+    """Made up, of awkward sizes: positive, no two channels alike."""
+    random = np.random.default_rng(5)
+    arrays = {}
+    sizes = np.exp(random.standard_normal(4096)).astype(np.float32)
+    for name, tensor in tensors(spec).items():
+        if len(tensor.shape) == 2 and name.startswith("layers."):
+            linear = name.removesuffix(".weight")
+            arrays[f"{linear}/amax"] = sizes[: tensor.shape[1]]
+            arrays[f"{linear}/mean"] = sizes[: tensor.shape[1]] * np.float32(0.3)
+            arrays[f"{linear}/losses"] = random.random(len(int4_awq.EXPONENTS)).astype(np.float32)
+    path.write_bytes(statistics.to_bytes(Statistics(arrays)))
+    return path
+
+
+def normal(spec: ModelSpec) -> dict[str, LazyTensor]:
+    """Weights as a model has them: small, and norms about what changes nothing."""
+    random = np.random.default_rng(8)
+    found: dict[str, LazyTensor] = {}
+    for name, tensor in tensors(spec).items():
+        numbers = random.standard_normal(tensor.shape) / (16 if len(tensor.shape) == 2 else 8)
+        centre = name.endswith("norm.weight") and not spec.norm.zero_centered
+        found[name] = Held((numbers + centre).astype(real("bfloat16")), "bfloat16")
+    return found
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model, and statistics of it."""
+    at = tmp_path_factory.mktemp("wide")
+    path = made.save_huggingface(at / "model", WIDE, normal(WIDE))
+    return path, statistics_for(WIDE, at / "statistics.npz")
+
+
+def whole(ranks: list[dict[str, Tensor]], name: str) -> Tensor:
+    """A tensor of rank files put together again."""
+    parts = [rank[name].view(torch.uint8) if rank[name].element_size() == 1 else rank[name] for rank in ranks]
+    field = name.rpartition(".")[2]
+    by_input = re.search(r"\.(dense|proj)\.", name) is not None
+    if parts[0].numel() == 1 or "norm" in name or "ln_f" in name or "vocab_embedding" in name:
+        axis = None
+    elif field == "prequant_scaling_factor":
+        axis = 0 if by_input else None
+    elif by_input:
+        axis = 1 if parts[0].dim() == 2 else None
+    else:
+        axis = 0
+    if axis is None:
+        assert all(torch.equal(part, parts[0]) for part in parts), name
+        return parts[0]
+    if ".qkv." in name:
+        rows = [torch.tensor_split(part, [len(part) // 2, len(part) * 3 // 4]) for part in parts]
+        return torch.cat([rank[index] for index in range(3) for rank in rows])
+    return torch.cat(parts, axis)
+
+
+@pytest.mark.parametrize("method", TO_TRTLLM)
+def test_the_result_does_not_depend_on_tp(method: str, wide: tuple[Path, Path], tmp_path: Path) -> None:
+    path, stats = wide
+    one = load_file(quantized(path, "trtllm", tmp_path / "1", method, stats=stats) / "rank0.safetensors")
+    for tp in (2, 4):
+        out = quantized(path, "trtllm", tmp_path / str(tp), method, stats=stats, tp=tp)
+        ranks = [load_file(out / f"rank{rank}.safetensors") for rank in range(tp)]
+        for name, tensor in one.items():
+            found, wanted = whole(ranks, name), tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
+            assert torch.equal(found[: len(wanted)] if name == "lm_head.weight" else found, wanted), name
+
+
+@every_method
+def test_the_bytes_do_not_depend_on_workers_or_blocks(
+    method: str, wide: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, stats = wide
+    one = quantized(path, "hf", tmp_path / "one", method, stats=stats, workers=1)
+    monkeypatch.setattr(stream, "BLOCK", 4096)
+    monkeypatch.setattr("nemoport.exporters.computed._TILE", 1000)
+    many = quantized(path, "hf", tmp_path / "many", method, stats=stats, workers=4)
+    assert contents(one, "manifest.json") == contents(many, "manifest.json")
+    artifact_of(many)
+
+
+@every_method
+def test_any_box_of_a_quantized_weight_is_that_box_of_it(method: str, wide: tuple[Path, Path], tmp_path: Path) -> None:
+    path, stats = wide
+    model = source.model(quantized(path, "hf", tmp_path / "out", method, stats=stats))
+    tensor = dequantized(model.tensors["layers.0.ffn.down.weight"])
+    box = cut(cut(tensor, 0, 3, 201), 1, 17, 300)
+    np.testing.assert_array_equal(read(box), read(tensor)[3:201, 17:300])
+
+
+APART = {
+    "fp8": 0.03,
+    "fp8_block": 0.03,
+    "fp8_dynamic": 0.03,
+    "int8": 0.012,
+    "int8_sq": 0.03,
+    "int4": 0.12,
+    "int4_awq": 0.2,
+    "nvfp4": 0.11,
+    "nvfp4_weights": 0.11,
+}
+"""||x (w' - w)|| / ||x w|| that a method may cost a weight of normal numbers, where x is the size of each input; a
+wrong scale or order costs more than 0.5."""
+
+
+@pytest.mark.parametrize("to", ["hf", "trtllm"])
+@every_method
+def test_what_is_stored_stands_for_the_weights(method: str, to: str, wide: tuple[Path, Path], tmp_path: Path) -> None:
+    """Read back by the readers of quantized checkpoints; norms that took a pre-scale give it back."""
+    from nemoport.validation import quantized_ranks
+
+    path, stats = wide
+    if to == "trtllm" and method not in TO_TRTLLM:
+        return
+    out, base = quantized(path, to, tmp_path / "out", method, stats=stats), source.model(path)
+    activations, _ = statistics.read(stats)
+    found = source.model(out).tensors if to == "hf" else quantized_ranks.read(out, None).ranks[0]
+    plain, seen = all_dequantized(found), 0
+    for name, tensor in found.items():
+        if isinstance(tensor, Encoded):
+            norm = {"attn.q": "attn_norm", "attn.k": "attn_norm", "attn.v": "attn_norm"}.get(name[9:-7], "ffn_norm")
+            after, before = (read(of[f"layers.0.{norm}.weight"]).astype(np.float32) for of in (found, base.tensors))
+            folded = np.ones(1, np.float32) if name[9:-7] in ("attn.o", "ffn.down") else after / before
+            ours, theirs = (read(of[name]).astype(np.float32) for of in (plain, base.tensors))
+            ours *= folded
+            sizes = activations.of(name.removesuffix(".weight"), "amax")
+            assert np.linalg.norm((ours - theirs) * sizes) < APART[method] * np.linalg.norm(theirs * sizes), name
+            seen += 1
+    assert seen == 7
+
+
+def test_folding_respects_norms_that_are_zero_centred_and_have_a_bias(tmp_path: Path) -> None:
+    """Nemotron's: what the norm gives, times the pre-scale, is what the new norm gives."""
+    path = made.save_huggingface(tmp_path / "model", ZERO_CENTRED, normal(ZERO_CENTRED))
+    stats = statistics_for(ZERO_CENTRED, tmp_path / "statistics.npz")
+    base = load_file(path / "model.safetensors")
+    folded = load_file(quantized(path, "hf", tmp_path / "hf", "int4_awq", stats=stats) / "model.safetensors")
+    beside = load_file(quantized(path, "trtllm", tmp_path / "ranks", "int4_awq", stats=stats) / "rank0.safetensors")
+    for norm, linear in (("input_layernorm", "attention.qkv"), ("post_attention_layernorm", "mlp.fc")):
+        pre_scale = beside[f"transformer.layers.0.{linear}.prequant_scaling_factor"].float()
+        weight, bias = (f"model.layers.0.{norm}.{kind}" for kind in ("weight", "bias"))
+        assert torch.equal(folded[weight], ((base[weight].float() + 1) * pre_scale - 1).bfloat16())
+        assert torch.equal(folded[bias], (base[bias].float() * pre_scale).bfloat16())
+        assert pre_scale.max() > 2 * pre_scale.min()
+
+
+def test_linears_that_a_format_fuses_have_one_scale(tmp_path: Path) -> None:
+    """Phi-3's q, k and v are one matrix in Hugging Face's names."""
+    path = made.save_huggingface(tmp_path / "model", FUSED, normal(FUSED))
+    stats = statistics_for(FUSED, tmp_path / "statistics.npz")
+    base, out = load_file(path / "model.safetensors"), quantized(path, "hf", tmp_path / "out", "fp8", stats=stats)
+    found = load_file(out / "model.safetensors")
+    for linear in ("self_attn.qkv_proj", "mlp.gate_up_proj"):
+        name = f"model.layers.0.{linear}"
+        assert found[f"{name}.weight_scale"] == base[f"{name}.weight"].abs().max().float() / 448
+
+
+def test_text_and_ids_of_the_same_tokens_calibrate_alike(tmp_path: Path) -> None:
+    fixture = LLAMA["nemo2"]
+    text = "The quick brown fox jumps over the lazy dog. " * 40
+    (tmp_path / "text.txt").write_text(text)
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": text}) + "\n\n")
+    from tokenizers import Tokenizer
+
+    (stored,) = fixture.path.rglob("tokenizer.json")
+    ids = Tokenizer.from_file(str(stored)).encode(text, add_special_tokens=False).ids
+    np.savez(tmp_path / "ids.npz", tokens=np.array(ids[: len(ids) // 24 * 24]).reshape(-1, 24))
+    outs = [tmp_path / name for name in ("text", "jsonl", "npz")]
+    for out, file in zip(outs, ("text.txt", "text.jsonl", "ids.npz"), strict=True):
+        result = command(
+            "convert", fixture.path, "--to", "hf", "-o", out, "--quantize", "fp8", "--calib", tmp_path / file,
+            "--calib-length", 24,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+    first, *others = (contents(out) for out in outs)
+    assert all(other == first for other in others)
+    assert read_manifest(outs[0]).plan.recipe == Recipe(method="fp8", calibration=_digest(outs[0]))
+    again = command(
+        "convert", fixture.path, "--to", "hf", "-o", tmp_path / "again", "--quantize", "fp8", "--calib-stats", outs[0]
+    )
+    assert again.exit_code == 0, again.output
+    assert contents(tmp_path / "again")["model.safetensors"] == first["model.safetensors"]
+    assert (tmp_path / "again" / "calibration.npz").read_bytes() == first["calibration.npz"]
+
+
+def _digest(out: Path) -> str:
+    found, _ = statistics.read(out)
+    digest_of_tokens: str = found.said["tokens"]
+    return digest_of_tokens
+
+
+def test_a_dry_run_calibrates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "layer_by_layer", None)
+    result = command(
+        "convert", JUDGE, "--to", "hf", "-o", tmp_path / "out", "--quantize", "int4_awq", "--calib",
+        JUDGE / "tokens.npz", "--dry-run",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "int4_awq (W4A16_AWQ), calibrated" in result.output
+
+
+def test_what_is_excluded_stays_as_it_is(tmp_path: Path) -> None:
+    base = load_file(JUDGE / "model.safetensors")
+    out = quantized(JUDGE, "hf", tmp_path / "out", "int8", exclude=("*.mlp.*", "layers.0.attn.o"))
+    found = load_file(out / "model.safetensors")
+    assert found["model.layers.0.self_attn.q_proj.weight"].dtype == torch.int8
+    for linear in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "self_attn.o_proj"):
+        assert torch.equal(found[f"model.layers.0.{linear}.weight"], base[f"model.layers.0.{linear}.weight"])
+    excluded = json.loads((out / "hf_quant_config.json").read_text())["quantization"]["exclude_modules"]
+    assert {"lm_head", "model.layers.0.mlp.gate_proj", "model.layers.0.self_attn.o_proj"} <= set(excluded)
+    source.model(out)  # which holds the description against the weights
+
+
+def test_a_quantized_source_is_undone_only_when_asked(tmp_path: Path) -> None:
+    twin = save(tmp_path / "twin", "fp8")
+    asked = ("convert", twin.path, "--to", "hf", "-o", tmp_path / "out", "--quantize", "int8")
+    said = command(*asked)
+    assert said.exit_code == 3
+    assert "is quantized already (fp8)" in sentence(said.stderr)
+    assert "say --requantize" in sentence(said.stderr)
+    assert command(*asked, "--requantize").exit_code == 0
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.plan.recipe
+    assert manifest.plan.recipe.requantize
+    assert (manifest.source["quantization"]["algorithm"], manifest.source["quantization"]["undone"]) == ("FP8", True)
+    ledger = [json.loads(line) for line in (tmp_path / "out" / "ledger.jsonl").read_text().splitlines()]
+    done = {row["transform"] for row in ledger if row.get("target", "").endswith("q_proj.weight")}
+    assert done == {"dequantize fp8 to bfloat16, quantize int8"}
+    for name, tensor in source.model(tmp_path / "out").tensors.items():
+        if isinstance(tensor, Encoded):
+            wanted = twin.numbers[source.model(twin.path).sources[name][0]].float().numpy()
+            ours = read(dequantized(tensor))
+            assert np.linalg.norm(ours - wanted) < 0.012 * np.linalg.norm(wanted)
+
+
+def test_a_description_or_a_flag_without_a_quantized_source_is_refused(tmp_path: Path) -> None:
+    said = refused(JUDGE, tmp_path, "--quantize", "int8", "--requantize", code=2)
+    assert "is not quantized; leave --requantize out" in said
+
+
+def refused(path: Path, at: Path, *more: object, code: int, to: str = "hf") -> str:
+    result = command("convert", path, "--to", to, "-o", at / "out", *more)
+    assert result.exit_code == code, result.output
+    assert not (at / "out").exists()
+    assert not list(at.glob(".out*")), "nothing is left behind"
+    return sentence(result.stderr)
+
+
+def test_what_the_table_refuses_is_refused_with_its_reason(tmp_path: Path) -> None:
+    for row in rows():
+        if row.refused:
+            more = ("--quantize", row.method)
+            assert row.refused in refused(JUDGE, tmp_path, *more, to="trtllm", code=3)
+        elif row.needs and row.method != "nvfp4":
+            to = {"modelopt": "hf", "trtllm": "trtllm"}[row.dialect]
+            assert "with --calib FILE" in refused(JUDGE, tmp_path, "--quantize", row.method, to=to, code=2)
+    assert "is not written by --to onnx yet" in refused(JUDGE, tmp_path, "--quantize", "int8", to="onnx", code=3)
+    assert "no quantizer is called 'fp9'" in refused(JUDGE, tmp_path, "--quantize", "fp9", code=2)
+
+
+def changed(edit: Callable[[dict[str, Tensor]], object], at: Path) -> Path:
+    path = shutil.copytree(JUDGE, at / "changed")
+    stored = load_file(path / "model.safetensors")
+    edit(stored)
+    save_file(stored, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+@every_method
+@pytest.mark.parametrize("number, said", [(float("nan"), "not finite"), (float("inf"), "not finite")])
+def test_numbers_that_no_scale_fits_are_named(method: str, number: float, said: str, tmp_path: Path) -> None:
+    def edit(stored: dict[str, Tensor]) -> None:
+        stored[UP][37, 5] = number
+
+    stats = ("--calib-stats", JUDGE / "statistics.npz") if needs(method, "hf") else ()
+    found = refused(changed(edit, tmp_path), tmp_path, "--quantize", method, *stats, code=3)
+    assert "layers.0.ffn.up.weight" in found
+    assert said in found
+
+
+@every_method
+def test_a_weight_of_zeros_is_named(method: str, tmp_path: Path) -> None:
+    stats = ("--calib-stats", JUDGE / "statistics.npz") if needs(method, "hf") else ()
+    path = changed(lambda stored: stored[UP].zero_(), tmp_path)
+    found = refused(path, tmp_path, "--quantize", method, *stats, code=3)
+    assert "layers.0.ffn.up.weight is zero throughout" in found
+    assert "--exclude" in found
+
+
+def _written(name: str, content: str | bytes) -> Callable[[Path], Path]:
+    def write(at: Path) -> Path:
+        (at / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return at / name
+
+    return write
+
+
+def _saved(**arrays: Any) -> Callable[[Path], Path]:
+    def write(at: Path) -> Path:
+        np.savez(at / "ids.npz", **arrays)
+        return at / "ids.npz"
+
+    return write
+
+
+BAD_INPUT: dict[str, tuple[Callable[[Path], Path], int, str]] = {
+    "no text": (_written("empty.txt", ""), 2, "no token came of it"),
+    "blank lines of JSON": (_written("empty.jsonl", "\n\n"), 2, "no token came of it"),
+    "no JSON": (_written("bad.jsonl", "{"), 3, "line 1 is no JSON"),
+    "no text in the JSON": (_written("bad.jsonl", '{"content": "x"}'), 3, 'line 1 has no "text"'),
+    "no UTF-8": (_written("bad.txt", b"\xff\xfe\xfa"), 3, "is no UTF-8 text"),
+    "no file": (lambda at: at / "none.txt", 2, "is no file"),
+    "no archive": (_written("bad.npz", "x"), 3, "is no .npz file"),
+    "no ids": (_saved(tokens=np.zeros((2, 3), np.float32)), 3, "has no `tokens`"),
+    "ids beyond the vocabulary": (_saved(tokens=np.full((2, 3), 300)), 2, "outside of the vocabulary"),
+}
+
+
+@pytest.mark.parametrize("write, code, said", BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_for_calibration_is_a_sentence(
+    write: Callable[[Path], Path], code: int, said: str, tmp_path: Path
+) -> None:
+    path = LLAMA["nemo2"].path
+    assert said in refused(path, tmp_path, "--quantize", "fp8", "--calib", write(tmp_path), code=code)
+
+
+def test_other_requests_that_make_no_sense_are_a_sentence(tmp_path: Path) -> None:
+    stats = ("--calib-stats", JUDGE / "statistics.npz")
+    assert "means no linear of this model" in refused(
+        JUDGE, tmp_path, "--quantize", "int8", "--exclude", "*.w1", code=2
+    )
+    assert "runtimes fuse them" in refused(JUDGE, tmp_path, "--quantize", "int8", "--exclude", "*.q_proj", code=2)
+    assert "leaves nothing to quantize" in refused(JUDGE, tmp_path, "--quantize", "int8", "--exclude", "*", code=2)
+    assert "go with --quantize METHOD" in refused(JUDGE, tmp_path, "--kv-cache", "fp8", code=2)
+    assert "--kv-cache fp8 takes scales" in refused(JUDGE, tmp_path, "--quantize", "int8", "--kv-cache", "fp8", code=2)
+    assert "have no keys of layers.0.attn" in refused(
+        JUDGE, tmp_path, "--quantize", "int8", "--kv-cache", "fp8", *stats, code=3
+    )
+    assert "both say where scales come from" in refused(
+        JUDGE, tmp_path, "--quantize", "fp8", "--calib", JUDGE / "tokens.npz", *stats, code=2
+    )
+    small = LLAMA["huggingface"].path
+    assert "has 64 inputs, and int4_awq has scales for groups of 128" in refused(
+        small, tmp_path, "--quantize", "int4", code=3
+    )
+    assert "use a smaller tp" in refused(JUDGE, tmp_path, "--quantize", "int4", "--tp", 4, to="trtllm", code=3)
