@@ -17,6 +17,8 @@ FUSED = (("q", "k", "v"), ("gate", "up"))
 """The last words of linears that a runtime may fuse, below one prefix."""
 FEEDS = {"attn": "attn_norm", "ffn": "ffn_norm"}
 """A half of a layer, and the norm before it: where all that the half reads is one group, the norm feeds it alone."""
+ROUTING = ("router", "shared_gate")
+"""What decides which experts see a token: never quantized."""
 _LINEAR = re.compile(r"(?P<half>layers\.\d+\.\w+)\.(?P<within>.*\.)?(?P<last>\w+)\.weight")
 
 
@@ -50,8 +52,9 @@ def groups(specs: Mapping[str, TensorSpec]) -> Iterator[Group]:
 
 
 def is_linear(name: str, spec: TensorSpec) -> bool:
-    """Of a layer: embeddings, output matrix and routers are never quantized."""
-    return bool(_LINEAR.fullmatch(name)) and len(spec.axes) == 2 and not name.endswith("router.weight")
+    """Of a layer: embeddings, output matrix and routing are never quantized."""
+    match = _LINEAR.fullmatch(name)
+    return match is not None and len(spec.axes) == 2 and match["last"] not in ROUTING
 
 
 def _norm(half: str, members: list[str], specs: Mapping[str, TensorSpec]) -> str | None:

@@ -41,7 +41,7 @@ KV_CACHES = {"fp8": "FP8"}
 """What `--kv-cache` takes, in ModelOpt's words."""
 KV_NEEDS = ("keys", "values")
 _KV_MOST = np.float32(448)
-_PRE_SCALE = "pre_scale"
+_PRE_SCALE, _LAYER = "pre_scale", "layers."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,14 @@ def quantized(model: Model, chosen: Chosen, plan: Plan, statistics: Callable[[],
                 transforms[name] = _said(transforms.get(name), f"quantize {chosen.encoding.method}")
     for norm, pre_scale in pre_scales.items():
         _fold(norm, pre_scale, model, made, transforms)
-    outside = {names[linear]["huggingface"] for linear in left if "huggingface" in names[linear]}
+    plain = (
+        name.removesuffix(".weight") for name, spec in specs.items() if name.startswith(_LAYER) and len(spec.axes) == 2
+    )
+    outside = {
+        names[each]["huggingface"]
+        for each in plain
+        if not isinstance(made[f"{each}.weight"], Encoded) and "huggingface" in names[each]
+    }
     excluded = sorted({*modelopt.ALWAYS_EXCLUDED, *outside})
     return replace(model, tensors=made, transforms=transforms, quantized=_description(chosen, excluded))
 
