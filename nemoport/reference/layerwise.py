@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from nemoport.exporters.tensor import LazyTensor
-from nemoport.reference.decoder import enter, only_this_step, run_block
+from nemoport.reference.decoder import enter, run_block
 from nemoport.reference.generate import prompt
-from nemoport.reference.steps import places
+from nemoport.reference.steps import Memory, places
 from nemoport.reference.weights import Observer, Weights
 from nemoport.spec import ModelSpec
 
@@ -40,5 +40,5 @@ def run(
             weights = Weights(lazy, dtype=dtype, device=device, keep=ALL, observe=observe)
             for index, at in enumerate(where):
                 name = f"layers.{layer}"
-                states[index] = run_block(block, spec.norm, weights, name, states[index], at, only_this_step)
+                states[index] = run_block(block, spec.norm, weights, name, states[index], at, Memory(None, layer))
         yield layer
