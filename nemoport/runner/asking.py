@@ -1,24 +1,33 @@
-"""How a coroutine asks a model and waits for what it answers."""
+"""How a coroutine, or a thread, asks a model and waits for what it answers."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from queue import SimpleQueue
+from threading import get_ident
 
 from nemoport.runner.model import ModelVersion
+from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.request import InferRequest, InferResponse, Response
 
 
 async def ask(model: ModelVersion, request: InferRequest) -> InferResponse:
     """The only answer, for models that are not decoupled; cancelled with the coroutine."""
-    loop = asyncio.get_running_loop()
+    loop, here = asyncio.get_running_loop(), get_ident()
     answered: asyncio.Future[Response] = loop.create_future()
 
     def settle(response: Response) -> None:
         if not answered.done():
             answered.set_result(response)
 
-    job = model.submit(request, lambda response: _soon(loop, settle, response))
+    def deliver(response: Response) -> None:
+        if get_ident() == here:  # a quick model answers at once
+            settle(response)
+        else:
+            _soon(loop, settle, response)
+
+    job = model.submit(request, deliver)
     try:
         return (await answered).value()
     except asyncio.CancelledError:
@@ -46,3 +55,19 @@ def _soon(loop: asyncio.AbstractEventLoop, settle: Callable[[Response], object],
         loop.call_soon_threadsafe(settle, response)
     except RuntimeError:  # the loop has ended, and with it whoever waited
         return
+
+
+def ask_and_wait(
+    model: ModelVersion, request: InferRequest, when_left: Callable[[Callable[[], None]], bool]
+) -> InferResponse:
+    """The only answer. `when_left` takes what to call when the client has gone, and says whether it is still there."""
+    answers: SimpleQueue[Response] = SimpleQueue()
+    job = model.submit(request, answers.put)
+
+    def leave() -> None:
+        job.cancel()
+        answers.put(Response(Refusal(f"{request.label}request is cancelled", Code.CANCELLED)))
+
+    if answers.empty() and not when_left(leave):
+        leave()
+    return answers.get().value()

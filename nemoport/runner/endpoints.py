@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,10 +14,12 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from nemoport.errors import MachineError
+from nemoport.runner.http.corked import CorkedProtocol
 from nemoport.runner.server import Server
 
 _IDLE_CONNECTION_SECONDS = 600  # clients keep pools of connections, and do not expect one to close under them
 _LARGEST_MESSAGE = 2**31 - 1  # of gRPC; its own default is 4 MiB
+_MOST_CALLS = 512  # of gRPC that wait for a model, and streams; a thread each, others wait for one of them
 
 
 class Endpoint(Protocol):
@@ -47,7 +49,8 @@ class HttpEndpoint:
     async def open(self) -> str:
         config = uvicorn.Config(
             self.app,
-            http="httptools",
+            http=CorkedProtocol,
+            proxy_headers=False,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -77,26 +80,27 @@ class HttpEndpoint:
 @dataclass
 class GrpcEndpoint:
     server: Server
-    threads: Executor
     host: str
     port: int
     name: str = "GRPCInferenceService"
 
     async def open(self) -> str:
-        import grpc.aio
-        from tritonclient.grpc import service_pb2_grpc
+        import grpc
 
         from nemoport.runner.grpc.health import add_health
-        from nemoport.runner.grpc.service import Inference
+        from nemoport.runner.grpc.service import add_inference
 
-        self._server = grpc.aio.server(
+        # Two pools: however many requests wait for models, the server still says that it is alive.
+        self._pools = (_pool("grpc", 4), _pool("grpc infer", _MOST_CALLS))
+        self._server = grpc.server(
+            self._pools[0],
             options=[
                 ("grpc.max_send_message_length", _LARGEST_MESSAGE),
                 ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
                 ("grpc.so_reuseport", 0),
-            ]
+            ],
         )
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Inference(self.server, self.threads), self._server)
+        add_inference(self.server, self._server, self._pools[1])
         add_health(self.server, self._server)
         host = f"[{self.host}]" if ":" in self.host else self.host
         try:
@@ -105,11 +109,17 @@ class GrpcEndpoint:
             raise MachineError(
                 f"cannot serve gRPC at {host}:{self.port}: {error}; choose another --grpc-port"
             ) from None
-        await self._server.start()
+        self._server.start()
         return f"{host}:{port}"
 
     async def close(self, seconds: float) -> None:
-        await self._server.stop(seconds)
+        await asyncio.to_thread(self._server.stop(seconds).wait)
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _pool(name: str, threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix=name)
 
 
 async def run(

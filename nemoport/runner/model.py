@@ -22,6 +22,7 @@ from nemoport.runner.ensembles.wiring import check_members, is_ensemble
 from nemoport.runner.instances import Placement, placed
 from nemoport.runner.jobs import Job, Reply, job_of
 from nemoport.runner.model_config import ModelConfig, as_json, data_type, normalised, read_config, with_backend
+from nemoport.runner.pace import Pace
 from nemoport.runner.queueing import queue_of
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.request import InferRequest, InferResponse, OutputTensor, Response
@@ -72,7 +73,7 @@ class ModelVersion:
         return bool(self.config.model_transaction_policy.decoupled)
 
     def submit(self, request: InferRequest, deliver: Callable[[Response], None]) -> Job:
-        """Refuses what does not fit the contract; `deliver` is called later, from another thread."""
+        """Refuses what does not fit the contract. `deliver` is called from another thread, or of a quick job now."""
         feeds = accept(request, self.contract)
         items = next(iter(feeds.values())).shape[0] if self.contract.max_batch_size and feeds else 1
         wanted = request.outputs or tuple(self.contract.outputs)
@@ -194,6 +195,7 @@ def load(directory: Path, version: int, config: ModelConfig, options: LoadOption
         queue=queue_of(config),
         statistics=statistics,
         ordered=config.dynamic_batching.preserve_ordering and not config.model_transaction_policy.decoupled,
+        pace=Pace() if session.computes_only else None,
         finalize=session.close,
     )
     return ModelVersion(config.name, version, config, contract, placement, scheduler, statistics, said)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from nemoport.runner.batching import Batching, plan
 from nemoport.runner.jobs import Deliver, Job, Outcome, Reply, Run
+from nemoport.runner.pace import Pace
 from nemoport.runner.queueing import Queue
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.statistics import Statistics
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 class Scheduler:
     """A thread per instance takes batches from one queue. `ordered` gives replies in the order of the requests.
 
-    Threads start with the first job. After `close` no job is taken, those that wait are executed, and then `finalize`
+    With a `pace`, a quick job that would wait for nothing is executed on the thread that submits it. Threads start
+    with the first job that is queued. After `close` no job is taken, those that wait are executed, and then `finalize`
     is called, once.
     """
 
@@ -35,56 +37,91 @@ class Scheduler:
         queue: Queue,
         statistics: Statistics,
         ordered: bool = False,
+        pace: Pace | None = None,
         finalize: Callable[[], None] = lambda: None,
     ) -> None:
         self._name, self._run, self._instances, self._finalize = name, run, instances, finalize
         self._batching, self._queue, self._statistics = batching, queue, statistics
         self._changed = threading.Condition()
-        self._running = 0
+        self._threads = self._executing = 0
         self._started = self._closed = False
         self._line = Line() if ordered else None
+        self._pace = None if ordered else pace
 
     def submit(self, job: Job) -> None:
-        """Returns at once; `job.deliver` is called later, from another thread. Refuses when the queue is full."""
+        """`job.deliver` is called from another thread, or of a quick job now. Refuses when the queue is full."""
         try:
             with self._changed:
                 if self._closed:
                     raise Refusal(f"{job.request.label}model '{self._name}' is being unloaded", Code.UNAVAILABLE)
-                self._queue.put(job, time.monotonic_ns())
-                self._statistics.queued()
-                if self._line is not None:
-                    self._line.join(job)
-                if not self._started:
-                    self._start()
-                self._changed.notify()
+                here = self._is_for_here(job)
+                if here:
+                    self._executing += 1
+                else:
+                    self._wait_in_queue(job)
         except Refusal as refusal:
             self._statistics.refused(refusal)
             raise
+        if here and self._pace is not None:
+            self._execute([job], 0)
+            self._pace.held_up(job, time.monotonic_ns() - job.queued)
+            self._leave()
+
+    def _is_for_here(self, job: Job) -> bool:
+        if self._pace is None or not self._pace.is_quick(job) or len(self._queue) or self._executing >= self._instances:
+            return False
+        job.queued = time.monotonic_ns()
+        return plan([job], self._batching, job.queued)[0] == 1
+
+    def _wait_in_queue(self, job: Job) -> None:
+        self._queue.put(job, time.monotonic_ns())
+        self._statistics.queued()
+        if self._line is not None:
+            self._line.join(job)
+        if not self._started:
+            self._start()
+        self._changed.notify()
 
     def close(self) -> None:
         with self._changed:
             if self._closed:
                 return
             self._closed, self._batching = True, replace(self._batching, delay_ns=0)
-            started = self._started
+            last = self._is_over()
             self._changed.notify_all()
-        if not started:
+        if last:
             self._finalize()
 
     def _start(self) -> None:
-        self._started, self._running = True, self._instances
+        self._started, self._threads = True, self._instances
         for instance in range(self._instances):
             threading.Thread(target=self._work, args=(instance,), name=f"{self._name}_{instance}", daemon=True).start()
 
     def _work(self, instance: int) -> None:
         while jobs := self._take():
+            before = time.thread_time_ns()
             self._execute(jobs, instance)
+            if self._pace is not None and len(jobs) == 1:
+                self._pace.took(jobs[0], time.thread_time_ns() - before)
             del jobs  # not kept alive while waiting for the next
+            self._leave()
         with self._changed:
-            self._running -= 1
-            last = not self._running
+            self._threads -= 1
+            last = self._is_over()
         if last:
             self._finalize()
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._executing -= 1
+            last = self._is_over()
+            if len(self._queue):
+                self._changed.notify()
+        if last:
+            self._finalize()
+
+    def _is_over(self) -> bool:
+        return self._closed and not self._threads and not self._executing
 
     def _take(self) -> list[Job]:
         """The next batch, when it is time for it; empty when there will be none."""
@@ -94,9 +131,11 @@ class Scheduler:
                 ahead = max(self._batching.max_items, 1)
                 dropped = self._queue.drop(now, ahead)
                 if not dropped:
-                    count, wait = plan(self._queue, self._batching, now) if len(self._queue) else (0, 0)
+                    may = len(self._queue) and self._executing < self._instances
+                    count, wait = plan(self._queue, self._batching, now) if may else (0, 0)
                     if count:
                         jobs = self._queue.pop(count)
+                        self._executing += 1
                         self._statistics.taken(count)
                         if len(self._queue):
                             self._changed.notify()

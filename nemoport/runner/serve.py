@@ -114,7 +114,7 @@ def serve(options: ServeOptions) -> None:
         if measured:
             endpoints.append(HttpEndpoint("Metrics Service", metrics_application(server), measured))
         if options.allow_grpc:
-            endpoints.append(GrpcEndpoint(server, threads, options.grpc_address, options.grpc_port))
+            endpoints.append(GrpcEndpoint(server, options.grpc_address, options.grpc_port))
         if options.model_control_mode == "poll":
             stack.enter_context(polling(server, options.repository_poll_secs))
         with asyncio.Runner(loop_factory=_LOOP) as runner:
@@ -166,7 +166,7 @@ def serving_all(server: Server, http_max_input_size: int = DEFAULT_MAX_INPUT_SIZ
         doors = [stack.enter_context(bound("HTTP", "127.0.0.1", 0)) for _ in range(2)]
         http = HttpEndpoint("HTTPService", application(server, threads, http_max_input_size), doors[0])
         metrics = HttpEndpoint("Metrics Service", metrics_application(server), doors[1])
-        grpc = GrpcEndpoint(server, threads, "127.0.0.1", 0)
+        grpc = GrpcEndpoint(server, "127.0.0.1", 0)
         addresses = stack.enter_context(_in_thread([http, grpc, metrics]))
         yield Addresses(addresses[http.name], addresses[grpc.name], addresses[metrics.name])
 

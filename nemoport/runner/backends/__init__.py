@@ -31,6 +31,10 @@ class Session(Protocol):
     def outputs(self) -> Mapping[str, TensorSignature]:
         """What the file itself says of its tensors; empty for a backend whose files say nothing."""
 
+    @property
+    def computes_only(self) -> bool:
+        """Whether `run` waits for nothing and holds nothing for an instance, so that any thread may call it."""
+
     def run(self, jobs: Sequence[Job], instance: int) -> Outcome:
         """The wanted outputs of each. BYTES are object arrays of `bytes`, both ways. `merged` makes one of a function
         from arrays to arrays."""

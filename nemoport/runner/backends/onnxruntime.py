@@ -94,6 +94,7 @@ class OnnxSession:
         signature = (*self.inputs.values(), *self.outputs.values())
         self._run = _run_values if any(tensor.datatype is _BF16 for tensor in signature) else _run_arrays
         self.run = merged(self.execute)
+        self.computes_only = session.get_providers() == [_CPU]
 
     def close(self) -> None:
         """onnxruntime frees what it holds with its session."""

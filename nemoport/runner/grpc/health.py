@@ -15,7 +15,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     def __init__(self, server: Server) -> None:
         self._server = server
 
-    async def Check(self, request: Any, context: Any) -> Any:
+    def Check(self, request: Any, context: Any) -> Any:
         state = health_pb2.HealthCheckResponse
         return state(status=state.SERVING if self._server.ready() else state.NOT_SERVING)
 

@@ -56,9 +56,12 @@ def error_answer(message: str, status: int) -> Answer:
     return Answer(status, as_json({"error": message}), (JSON,))
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)  # dumps would make one each time
+
+
 def as_json(value: Any) -> bytes:
     """Without spaces, and with text as it is; halves of surrogate pairs, which UTF-8 has not, as a question mark."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
+    return _ENCODER.encode(value).encode(errors="replace")
 
 
 async def read_body(receive: Receive, max_bytes: int) -> bytes:
