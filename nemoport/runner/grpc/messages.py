@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
@@ -28,6 +29,8 @@ _CONTENTS = {  # the field of InferTensorContents that carries a datatype; the 1
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+_LONGEST_STATUS = 4000  # bytes; clients limit the size of headers
+_PRINTABLE = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
 _UNSUPPORTED = {  # parameters of tensors that mean something this runner does not do
     "shared_memory_region": "shared memory is not supported by this server, send the tensor in the request",
     "classification": "classification is not supported by this server, ask for the whole output",
@@ -95,6 +98,14 @@ def version_from(text: str) -> int | None:
             "version should be an integral value > 0"
         )
     return int(text)
+
+
+def shortened(error: Exception) -> str:
+    """What fits into a status: it travels in a header, where a byte that is not printable ASCII takes three."""
+    text = str(error)[:_LONGEST_STATUS]
+    while (length := len(quote(text, safe=_PRINTABLE))) > _LONGEST_STATUS:
+        text = text[: min(len(text) * _LONGEST_STATUS // length, len(text) - 1)]
+    return text
 
 
 def _shape(tensor: Any, message: Any) -> tuple[int, ...]:

@@ -18,15 +18,13 @@ from tritonclient.grpc import service_pb2_grpc
 
 import nemoport
 from nemoport.runner.asking import ask_and_wait
-from nemoport.runner.grpc.messages import message_of, parameters_from, request_from, version_from
+from nemoport.runner.grpc.messages import message_of, parameters_from, request_from, shortened, version_from
 from nemoport.runner.grpc.streaming import conversation
 from nemoport.runner.overrides import overrides_from
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.server import EXTENSIONS, Server
 
 log = logging.getLogger(__name__)
-
-_LONGEST_MESSAGE = 4000  # characters: a status travels in a header, whose size clients limit
 
 Method = Callable[..., Any]
 
@@ -38,10 +36,11 @@ def answering(method: Method) -> Method:
         try:
             return method(self, request, context)
         except Refusal as refusal:
-            context.abort(grpc.StatusCode[refusal.code.grpc], str(refusal)[:_LONGEST_MESSAGE])
+            context.abort(grpc.StatusCode[refusal.code.grpc], shortened(refusal))
         except Exception as error:  # the edge of the server: one request fails, the others go on
             log.exception("%s failed", method.__name__)
-            context.abort(grpc.StatusCode.INTERNAL, f"internal error: {type(error).__name__}: {error}")
+            ours = Refusal(f"internal error: {type(error).__name__}: {error}", Code.INTERNAL)
+            context.abort(grpc.StatusCode.INTERNAL, shortened(ours))
 
     return call
 

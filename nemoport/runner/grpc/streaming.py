@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from nemoport.runner.grpc.messages import message_of, request_from, version_from
+from nemoport.runner.grpc.messages import message_of, request_from, shortened, version_from
 from nemoport.runner.jobs import Job
 from nemoport.runner.refusal import Refusal
 from nemoport.runner.request import Response
@@ -27,7 +27,6 @@ from nemoport.runner.server import Server
 
 log = logging.getLogger(__name__)
 
-_LONGEST_MESSAGE = 4000  # characters, as of a status
 _MOST_UNDER_WAY = 1024  # requests of one stream
 _FINAL, _WANTS_FINAL = "triton_final_response", "triton_enable_empty_final_response"
 
@@ -152,5 +151,5 @@ def _told(said: _Said) -> list[Any]:
 def _refused(request: Any, refusal: Refusal) -> Any:
     """The response names the request, so that a client of many knows which failed."""
     return pb.ModelStreamInferResponse(
-        error_message=str(refusal)[:_LONGEST_MESSAGE], infer_response=pb.ModelInferResponse(id=request.id)
+        error_message=shortened(refusal), infer_response=pb.ModelInferResponse(id=request.id)
     )
