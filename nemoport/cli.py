@@ -14,7 +14,7 @@ import click
 
 from nemoport import __version__
 from nemoport.errors import NemoportError, PolicyError, UsageError
-from nemoport.runner.flags import NOT_DONE
+from nemoport.runner.flags import FLAGS, KINDS, LACKING, Flag
 
 
 class Verbs(click.Group):
@@ -259,49 +259,51 @@ def publish_(artifact: Path, model_repository: Path, name: str, promote_it: bool
         )
 
 
-def _flags_not_done(command: Any) -> Any:
-    for flag in NOT_DONE:
-        command = click.option(flag, multiple=True, hidden=True)(command)
-    return command
+class Serve(click.Command):
+    """Its options come from the rows of `runner/flags.py`, and its help shows them in tritonserver's groups."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.params += [_option(flag) for group in FLAGS.values() for flag in group]
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, group in FLAGS.items():
+            names = {flag.option for flag in group}
+            records = [param.get_help_record(context) for param in self.params if param.name in names]
+            with formatter.section(title):
+                formatter.write_dl([record for record in records if record])
 
 
-@main.command()
+def _option(flag: Flag) -> click.Option:
+    names = [flag.name, *filter(None, [flag.also]), flag.option]
+    if flag.kind == "flag":
+        return click.Option(names, is_flag=True, help=flag.help)
+    told = f"Accepted with a warning: this server lacks {flag.lacks}." if flag.lacks else flag.help
+    default = flag.default if flag.default is not None or not flag.many else ()
+    return click.Option(
+        names,
+        type=KINDS[flag.kind],
+        default=default,
+        multiple=flag.many,
+        help=told,
+        metavar=f"<{flag.kind}>",
+        show_default=not flag.many and default not in (None, ""),
+    )
+
+
+@main.command(cls=Serve)
 @click.argument("repositories", type=PATH, nargs=-1, metavar="[REPO]...")
-@click.option("--model-repository", "--model-store", type=PATH, multiple=True, help="The same as REPO; repeatable.")
-@click.option("--allow-http", type=bool, default=True, show_default=True)
-@click.option("--http-address", default="0.0.0.0", show_default=True)  # noqa: S104  tritonserver's default
-@click.option("--http-port", default=8000, show_default=True)
-@click.option("--http-thread-count", default=8, show_default=True)
-@click.option("--http-max-input-size", default=64 * 2**20, show_default=True, help="Bytes of the largest request.")
-@click.option("--allow-grpc", type=bool, default=True, show_default=True)
-@click.option("--grpc-address", default="0.0.0.0", show_default=True)  # noqa: S104  as above
-@click.option("--grpc-port", default=8001, show_default=True)
-@click.option("--allow-metrics", type=bool, default=True, show_default=True)
-@click.option("--metrics-address", default="", help="Default: as --http-address.")
-@click.option("--metrics-port", default=8002, show_default=True)
-@click.option(
-    "--model-control-mode", type=click.Choice(["none", "explicit", "poll"]), default="none", show_default=True
-)
-@click.option("--repository-poll-secs", default=15, show_default=True, help="With poll control.")
-@click.option("--load-model", multiple=True, help="With explicit control; repeatable, * alone loads all.")
-@click.option("--model-config-name", default="", help="Use configs/NAME.pbtxt of a model that has one.")
-@click.option("--disable-auto-complete-config", is_flag=True)
-@click.option("--strict-readiness", type=bool, default=True, show_default=True)
-@click.option("--exit-on-error", type=bool, default=True, show_default=True)
-@click.option("--exit-timeout-secs", default=30, show_default=True)
-@click.option("--log-verbose", default=0, show_default=True)
-@click.option("--allow-cpu-fallback", is_flag=True, help="Run KIND_GPU models on the CPU where there is no GPU.")
-@_flags_not_done
 def serve(repositories: tuple[Path, ...], model_repository: tuple[Path, ...], **options: Any) -> None:
-    """Serve a repository over HTTP and gRPC as tritonserver would, with its flags.
+    """Serve repositories over HTTP and gRPC as tritonserver would, with its flags.
 
-    Other flags of tritonserver that change how fast it answers, and not what, are accepted with a warning.
+    A flag of tritonserver that does nothing here is accepted, and a warning says so.
     """
     from nemoport.runner.serve import ServeOptions
     from nemoport.runner.serve import serve as run
 
-    not_done = tuple(flag for flag in NOT_DONE if options.pop(flag.removeprefix("--").replace("-", "_")))
-    run(ServeOptions(model_repository=(*repositories, *model_repository), not_done=not_done, **options))
+    lacking = {name: options.pop(name.removeprefix("--").replace("-", "_")) for name in LACKING}
+    given = tuple(name for name, value in lacking.items() if value)
+    run(ServeOptions(model_repository=(*repositories, *model_repository), not_done=given, **options))
 
 
 class TargetOption(click.ParamType[int | None]):

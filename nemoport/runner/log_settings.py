@@ -15,13 +15,13 @@ _KINDS = {bool: "boolean", int: "unsigned-integer", str: "string"}
 class LogSettings:
     """Levels that are off are filtered; whatever a client sets that is not a setting is let be, as on Triton."""
 
-    def __init__(self, verbose: int = 0) -> None:
+    def __init__(self, file: str = "") -> None:
         self._settings: dict[str, Any] = {
-            "log_file": "",
+            "log_file": file,
             "log_info": True,
             "log_warning": True,
             "log_error": True,
-            "log_verbose_level": verbose,
+            "log_verbose_level": 0,
             "log_format": "default",
         }
 
@@ -35,7 +35,7 @@ class LogSettings:
         if "log_file" in known:
             raise Refusal("log file location can not be updated through network protocol", Code.UNSUPPORTED)
         if known.get("log_format", "default") not in _FORMATS:
-            raise Refusal(f"invalid argument for --log_format, got: {known['log_format']}", Code.UNAVAILABLE)
+            raise Refusal(f"invalid argument for --log_format, got: {known['log_format']}")
         self._settings.update(known)
         if known:
             self._apply()

@@ -16,11 +16,13 @@ import uvicorn
 
 from nemoport.errors import UsageError
 from nemoport.runner.endpoints import Endpoint, GrpcEndpoint, HttpEndpoint, bound, check_free, run
-from nemoport.runner.flags import NOT_DONE
+from nemoport.runner.flags import LACKING
 from nemoport.runner.http.app import application
+from nemoport.runner.log_settings import LogSettings
 from nemoport.runner.metrics import metrics_application
 from nemoport.runner.model import LoadOptions
 from nemoport.runner.polling import polling
+from nemoport.runner.refusal import Refusal
 from nemoport.runner.server import Server, start
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class ServeOptions:
     """tritonserver's flags, under their names. Sizes are bytes."""
 
     model_repository: tuple[Path, ...]
+    id: str = "nemoport"
     allow_http: bool = True
     http_address: str = "0.0.0.0"  # noqa: S104  tritonserver's default
     http_port: int = 8000
@@ -46,6 +49,7 @@ class ServeOptions:
     metrics_address: str = ""
     """As --http-address, when it is not given."""
     metrics_port: int = 8002
+    metrics_config: tuple[str, ...] = ()
     model_control_mode: str = "none"
     repository_poll_secs: int = 15
     load_model: tuple[str, ...] = ()
@@ -55,9 +59,14 @@ class ServeOptions:
     exit_on_error: bool = True
     exit_timeout_secs: int = 30
     log_verbose: int = 0
+    log_info: bool = True
+    log_warning: bool = True
+    log_error: bool = True
+    log_format: str = "default"
+    log_file: Path | None = None
     allow_cpu_fallback: bool = False
     not_done: tuple[str, ...] = ()
-    """Flags of NOT_DONE that were given."""
+    """Flags of LACKING that were given."""
 
 
 def check_options(options: ServeOptions) -> None:
@@ -86,15 +95,17 @@ def load_models(options: ServeOptions) -> Server:
         load_model=options.load_model,
         exit_on_error=options.exit_on_error,
         strict_readiness=options.strict_readiness,
+        name=options.id,
+        log_settings=_log_settings(options),
     )
 
 
 def serve(options: ServeOptions) -> None:
     """Load the models, answer until SIGINT or SIGTERM, let requests under way finish, return."""
-    _log_to_stderr(options.log_verbose)
     check_options(options)
+    _start_log(options.log_file)
     for flag in options.not_done:
-        log.warning("%s is accepted and changes nothing: this server does not have %s", flag, NOT_DONE[flag])
+        log.warning("%s is accepted and changes nothing: this server does not have %s", flag, LACKING[flag])
     with ExitStack() as stack:
         listener = None
         if options.allow_http:
@@ -204,7 +215,17 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="infer")
 
 
-def _log_to_stderr(verbose: int) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s] %(message)s"
-    )
+def _start_log(file: Path | None) -> None:
+    logging.basicConfig(filename=file, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s] %(message)s")
+
+
+def _log_settings(options: ServeOptions) -> LogSettings:
+    names = ("log_verbose", "log_info", "log_warning", "log_error", "log_format")
+    asked = {name: getattr(options, name) for name in names}
+    asked["log_verbose_level"] = asked.pop("log_verbose")
+    settings = LogSettings(str(options.log_file or ""))
+    try:
+        settings.update(asked)
+    except Refusal as refusal:
+        raise UsageError(str(refusal)) from None
+    return settings

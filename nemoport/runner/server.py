@@ -56,10 +56,12 @@ class Server:
         *,
         explicit: bool = False,
         strict_readiness: bool = True,
+        name: str = "nemoport",
+        log_settings: LogSettings | None = None,
     ) -> None:
         self.repositories, self.options = tuple(repositories), options
         self.explicit, self.strict_readiness = explicit, strict_readiness
-        self.log_settings = LogSettings()
+        self.name, self.log_settings = name, log_settings or LogSettings()
         self._models: dict[str, Model] = {}
         self._loading = RLock()
         self._ensembles_loading: list[str] = []
@@ -257,12 +259,21 @@ def start(
     load_model: Iterable[str] = (),
     exit_on_error: bool = True,
     strict_readiness: bool = True,
+    name: str = "nemoport",
+    log_settings: LogSettings | None = None,
 ) -> Server:
     """A server with its models loaded: all of them, or when `explicit`, those named (`*` alone names all).
 
     A model that does not load stops the start, unless `exit_on_error` is false: then the index tells why.
     """
-    server = Server(repositories, options, explicit=explicit, strict_readiness=strict_readiness)
+    server = Server(
+        repositories,
+        options,
+        explicit=explicit,
+        strict_readiness=strict_readiness,
+        name=name,
+        log_settings=log_settings,
+    )
     found, wanted = list(find_models(server.repositories)), list(load_model)
     if not explicit or wanted == ["*"]:
         wanted = found

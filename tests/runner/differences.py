@@ -41,7 +41,8 @@ def _is_kind(their: Said, our: Said) -> bool:
 
 
 def _is_blame(their: Said, our: Said) -> bool:
-    return (their.status, our.status, our.kind) == (500, 400, their.kind) and bool(our.error)
+    theirs = their.status == 500 or (their.status == 503 and "log_format" in their.error)
+    return theirs and (our.status, our.kind) == (400, their.kind) and bool(our.error)
 
 
 def _is_datatype(their: Said, our: Said) -> bool:

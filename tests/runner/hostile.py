@@ -6,6 +6,7 @@ Every maker takes its chance from a seeded generator, so that a run can be repea
 from __future__ import annotations
 
 import base64
+import copy
 import gzip
 import json
 import random
@@ -82,7 +83,7 @@ def misfilled(chance: random.Random) -> HttpCall:
             (tensor, request, request["parameters"] if isinstance(request["parameters"], dict) else {})
         )
         name = chance.choice((*where, "parameters", "priority", "timeout", "sequence_id", "binary_data_output"))
-        where[name] = chance.choice(ODD)
+        where[name] = copy.deepcopy(chance.choice(ODD))
     if chance.random() < 0.3 and isinstance(request["inputs"], list):
         request["inputs"] = request["inputs"] * 2
     if chance.random() < 0.2 and isinstance(request["outputs"], list):

@@ -59,7 +59,7 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
     @answering
     def ServerMetadata(self, request: Any, context: Any) -> Any:
-        return pb.ServerMetadataResponse(name="nemoport", version=nemoport.__version__, extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name=self._server.name, version=nemoport.__version__, extensions=EXTENSIONS)
 
     @answering
     def ModelReady(self, request: Any, context: Any) -> Any:

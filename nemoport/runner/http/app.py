@@ -59,7 +59,7 @@ def ready(server: Server, call: Call) -> Answer:
 
 
 def server_metadata(server: Server, call: Call) -> Answer:
-    return json_answer({"name": "nemoport", "version": nemoport.__version__, "extensions": EXTENSIONS})
+    return json_answer({"name": server.name, "version": nemoport.__version__, "extensions": EXTENSIONS})
 
 
 def model_metadata(server: Server, call: Call) -> Answer:
