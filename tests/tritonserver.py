@@ -155,6 +155,14 @@ def tritonserver(
         shutil.rmtree(scratch)
 
 
+def usage() -> str:
+    """What its `--help` says."""
+    home = installation()
+    program = str(home / "pytriton/tritonserver/bin/tritonserver")
+    done = subprocess.run([program, "--help"], env=_environment(home), capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
 def installation() -> Path:
     """The unpacked server with its backends and Python environment; skips the test where there can be none."""
     found = _installation()

@@ -5,14 +5,16 @@ Written here and not by a client library: those name every counter `..._total`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from nemoport.errors import UsageError
 from nemoport.runner.http.exchange import Answer, error_answer, send_answer
 from nemoport.runner.server import Server
-from nemoport.runner.statistics import Failure, Statistics
+from nemoport.runner.statistics import FIRST_RESPONSE_MS, TIMED, Failure, Statistics
 
 _TEXT = (b"content-type", b"text/plain; charset=utf-8")
 
@@ -70,22 +72,93 @@ METRICS = (
     ),
 )
 _FAILURE = "nv_inference_request_failure"
+_FIRST = "nv_inference_first_response_histogram_ms"
+_Labelled = tuple[str, str, Statistics]
+"""The labels of a version, with what it did."""
 
 
-def exposition(server: Server) -> str:
-    return "".join(f"{line}\n" for line in _lines(server))
+@dataclass(frozen=True)
+class MetricsConfig:
+    """`--metrics-config`; Triton's defaults."""
+
+    counter_latencies: bool = True
+    histogram_latencies: bool = False
+    summary_latencies: bool = False
+    summary_quantiles: tuple[float, ...] = (0.5, 0.9, 0.95, 0.99, 0.999)
 
 
-def _lines(server: Server) -> Iterator[str]:
+_DEFAULT = MetricsConfig()
+
+
+def metrics_config(settings: Iterable[str]) -> MetricsConfig:
+    """From `summary_latencies=true`, or `summary_quantiles=0.5:0.05,0.99:0.001`: quantiles and the errors allowed."""
+    read: dict[str, Any] = {}
+    done = _DEFAULT
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        try:
+            if name == "summary_quantiles":
+                read[name] = tuple(float(pair.partition(":")[0]) for pair in value.split(","))
+                right = all(0 <= quantile <= 1 for quantile in read[name])
+            else:
+                read[name] = value == "true"
+                right = name.endswith("_latencies") and value in ("true", "false")
+            done = replace(_DEFAULT, **read)
+        except (ValueError, TypeError):
+            right = False
+        if not right:
+            raise UsageError(
+                f"--metrics-config={setting} is no setting of metrics; there are counter_latencies, "
+                "histogram_latencies and summary_latencies, true or false, and summary_quantiles=0.5:0.05,0.99:0.001"
+            )
+    return done
+
+
+def exposition(server: Server, config: MetricsConfig = _DEFAULT) -> str:
+    return "".join(f"{line}\n" for line in _lines(server, config))
+
+
+def _lines(server: Server, config: MetricsConfig) -> Iterator[str]:
     versions = [(f'model="{_escaped(name)}"', f'version="{number}"', of) for name, number, of in server.counted()]
     for metric in METRICS:
-        yield from _head(metric.name, metric.kind, metric.help)
-        for model, version, statistics in versions:
-            yield f"{metric.name}{{{model},{version}}} {metric.value(statistics)}"
+        if config.counter_latencies or not metric.name.endswith("_duration_us"):
+            yield from _head(metric.name, metric.kind, metric.help)
+            for model, version, statistics in versions:
+                yield f"{metric.name}{{{model},{version}}} {metric.value(statistics)}"
     yield from _head(_FAILURE, "counter", "Number of failed inference requests, all batch sizes")
     for model, version, statistics in versions:
         for reason in Failure:
             yield f'{_FAILURE}{{{model},reason="{reason.value}",{version}}} {statistics.failures[reason]}'
+    if config.summary_latencies:
+        yield from _summaries(versions, config.summary_quantiles)
+    if config.histogram_latencies:
+        yield from _first_responses(versions)
+
+
+def _summaries(versions: Sequence[_Labelled], quantiles: Sequence[float]) -> Iterator[str]:
+    """Over the last requests, where Triton's are over the last minute."""
+    found = [(model, version, of, of.quantiles(quantiles)) for model, version, of in versions]
+    for part in TIMED:
+        name, counted = f"nv_inference_{part}_summary_us", "success" if part == "request" else part
+        yield from _head(name, "summary", f"Summary of inference {part.replace('_', ' ')} duration in microseconds")
+        for model, version, statistics, of_parts in found:
+            total = statistics.requests[counted]
+            yield f"{name}_count{{{model},{version}}} {total.count}"
+            yield f"{name}_sum{{{model},{version}}} {total.ns // 1000}"
+            for quantile, ns in zip(quantiles, of_parts[part], strict=True):
+                yield f'{name}{{{model},{version},quantile="{quantile:g}"}} {ns // 1000}'
+
+
+def _first_responses(versions: Sequence[_Labelled]) -> Iterator[str]:
+    """The time to the first token, of models that generate."""
+    yield from _head(_FIRST, "histogram", "Duration from request to first response in milliseconds")
+    for model, version, statistics in versions:
+        total = 0
+        for at, bound in enumerate((*map(str, FIRST_RESPONSE_MS), "+Inf")):
+            total += statistics.first_responses[at]
+            yield f'{_FIRST}_bucket{{{model},{version},le="{bound}"}} {total}'
+        yield f"{_FIRST}_count{{{model},{version}}} {total}"
+        yield f"{_FIRST}_sum{{{model},{version}}} {statistics.first_response_ns // 1_000_000}"
 
 
 def _head(name: str, kind: str, text: str) -> tuple[str, str]:
@@ -96,13 +169,13 @@ def _escaped(label: str) -> str:
     return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def metrics_application(server: Server) -> ASGIApp:
+def metrics_application(server: Server, config: MetricsConfig = _DEFAULT) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] != "/metrics":
             await send_answer(send, error_answer("Not Found", 404))
         elif scope["method"] != "GET":
             await send_answer(send, error_answer("Method Not Allowed", 405))
         else:
-            await send_answer(send, Answer(200, exposition(server).encode(), (_TEXT,)))
+            await send_answer(send, Answer(200, exposition(server, config).encode(), (_TEXT,)))
 
     return app

@@ -19,7 +19,7 @@ from nemoport.runner.endpoints import Endpoint, GrpcEndpoint, HttpEndpoint, boun
 from nemoport.runner.flags import LACKING
 from nemoport.runner.http.app import application
 from nemoport.runner.log_settings import LogSettings
-from nemoport.runner.metrics import metrics_application
+from nemoport.runner.metrics import metrics_application, metrics_config
 from nemoport.runner.model import LoadOptions
 from nemoport.runner.polling import polling
 from nemoport.runner.refusal import Refusal
@@ -81,6 +81,7 @@ def check_options(options: ServeOptions) -> None:
         raise UsageError("--load-model=* loads every model; give it alone")
     if not (options.allow_http or options.allow_grpc):
         raise UsageError("neither HTTP nor gRPC is allowed, nobody could ask; leave one of them on")
+    metrics_config(options.metrics_config)
     if not options.model_repository:
         raise UsageError("no --model-repository is given; name at least one")
 
@@ -123,7 +124,8 @@ def serve(options: ServeOptions) -> None:
             app = application(server, threads, options.http_max_input_size)
             endpoints.append(HttpEndpoint("HTTPService", app, listener))
         if measured:
-            endpoints.append(HttpEndpoint("Metrics Service", metrics_application(server), measured))
+            told = metrics_application(server, metrics_config(options.metrics_config))
+            endpoints.append(HttpEndpoint("Metrics Service", told, measured))
         if options.allow_grpc:
             endpoints.append(GrpcEndpoint(server, options.grpc_address, options.grpc_port))
         if options.model_control_mode == "poll":

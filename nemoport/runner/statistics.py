@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from bisect import bisect_left
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -14,6 +15,11 @@ from nemoport.runner.jobs import Deliver, Job, Outcome, Reply
 from nemoport.runner.refusal import Code, Refusal
 
 _PHASES = ("compute_input", "compute_infer", "compute_output")
+TIMED = ("request", "queue", *_PHASES)
+"""What the last requests took, piece by piece."""
+_LAST = 2048  # requests of which that is remembered
+FIRST_RESPONSE_MS = (100, 500, 2000, 5000)
+"""Upper ends of the buckets in which first responses of decoupled models are counted: Triton's."""
 _OF_REQUEST = ("success", "fail", "queue", *_PHASES, "cache_hit", "cache_miss")
 _OF_RESPONSE = ("compute_infer", "compute_output", "success", "fail", "empty_response", "cancel")
 
@@ -56,6 +62,11 @@ class Statistics:
     failures: Counter[Failure] = field(default_factory=Counter)
     pending: int = 0
     """Requests that wait to be executed."""
+    last: deque[tuple[int, ...]] = field(default_factory=lambda: deque(maxlen=_LAST))
+    """Nanoseconds of each of TIMED, of the requests that went well."""
+    first_responses: Counter[int] = field(default_factory=Counter)
+    """How many fell into each bucket of FIRST_RESPONSE_MS; the number of buckets is the one beyond them."""
+    first_response_ns: int = 0
     _lock: Lock = field(default_factory=Lock)
 
     def queued(self) -> None:
@@ -90,6 +101,7 @@ class Statistics:
                 good += job.items
                 self.requests["success"].add(ended - job.queued)
                 self.requests["queue"].add(began - job.queued)
+                self.last.append((ended - job.queued, began - job.queued, *spent))
                 for phase, ns in zip(_PHASES, spent, strict=True):
                     self.requests[phase].add(ns)
             self.inference_count += good
@@ -107,6 +119,9 @@ class Statistics:
             now = time.monotonic_ns()
             outcome = "empty_response" if reply is None else "fail" if isinstance(reply, Refusal) else "success"
             with self._lock:
+                if not index:
+                    self.first_responses[bisect_left(FIRST_RESPONSE_MS, (now - before) / 1e6)] += 1
+                    self.first_response_ns += now - before
                 row = self.responses.setdefault(index, _durations(_OF_RESPONSE))
                 row[outcome].add(now - before)
                 if reply is not None:
@@ -116,6 +131,16 @@ class Statistics:
             deliver(reply, last)
 
         return count
+
+    def quantiles(self, which: Sequence[float]) -> dict[str, list[int]]:
+        """Of each of TIMED, in nanoseconds, over the last requests."""
+        with self._lock:
+            rows = list(self.last)
+        columns = [sorted(column) for column in zip(*rows, strict=True)] or [[] for _ in TIMED]
+        return {
+            name: [column[min(int(each * len(column)), len(column) - 1)] if column else 0 for each in which]
+            for name, column in zip(TIMED, columns, strict=True)
+        }
 
     def as_json(self, name: str, version: int) -> dict[str, Any]:
         with self._lock:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from queue import SimpleQueue
 
+import numpy as np
+
+from nemoport.runner.metrics import exposition, metrics_config
+from nemoport.runner.request import Response, request_of
 from nemoport.runner.serve import serving_all
 from nemoport.runner.server import start
 
 from .models import SIMPLE_CONFIG, add_sub, linear, write_model
-from .python_models import FAILING, X_CONFIG, write_python
+from .python_models import FAILING, REPEAT, REPEAT_CONFIG, X_CONFIG, write_python
 from .test_http import ask, infer, two
 
 LINE = re.compile(r'(?P<name>nv_\w+)\{(?P<labels>\w+="[^"]*"(?:,\w+="[^"]*")*)\} (?P<value>\d+)')
@@ -53,3 +58,31 @@ def test_metrics_count_what_was_asked(tmp_path: Path) -> None:
     assert found[f"nv_inference_request_duration_us {of}"] >= found[f"nv_inference_compute_infer_duration_us {of}"]
     assert found['nv_inference_request_failure model="failing",reason="BACKEND",version="1"'] == 1
     assert found['nv_inference_request_success model="linear",version="3"'] == 0
+
+
+def test_summaries_and_first_responses_are_told_when_they_are_asked_for(tmp_path: Path) -> None:
+    write_model(tmp_path, "linear", linear(), "")
+    write_python(tmp_path, "repeat", REPEAT, REPEAT_CONFIG)
+    server = start([tmp_path])
+    x = request_of({"X": np.zeros((1, 4), np.float32)})
+    for _ in range(20):
+        server.infer("linear", x)
+    ends: SimpleQueue[Response] = SimpleQueue()
+    server.find("repeat").submit(request_of({"X": np.array([2], np.int32)}), ends.put)
+    while not ends.get(timeout=10).last:
+        continue
+    assert "summary" not in exposition(server)
+    settings = ["summary_latencies=true", "histogram_latencies=true", "counter_latencies=false"]
+    told = exposition(server, metrics_config([*settings, "summary_quantiles=0.5:0.05,0.99:0.001"]))
+    server.close()
+    of = 'model="linear",version="1"'
+    (total,) = re.findall(f"nv_inference_request_summary_us_sum{{{of}}} (.*)", told)
+    middle, high = (
+        int(re.findall(f'nv_inference_request_summary_us{{{of},quantile="{each}"}} (.*)', told)[0])
+        for each in (0.5, 0.99)
+    )
+    assert f"nv_inference_request_summary_us_count{{{of}}} 20" in told
+    assert 0 < int(middle) <= int(high) <= int(total)
+    assert "_duration_us" not in told
+    assert 'nv_inference_first_response_histogram_ms_bucket{model="repeat",version="1",le="+Inf"} 1' in told
+    assert 'nv_inference_first_response_histogram_ms_count{model="linear",version="1"} 0' in told

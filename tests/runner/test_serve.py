@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tritonserver import usage
 
 from nemoport.cli import main
 from nemoport.errors import MachineError, UsageError
@@ -20,10 +22,9 @@ from nemoport.runner.serve import ServeOptions, check_options, load_models, serv
 from nemoport.runner.server import Server
 
 from .models import linear, write_model
+from .served import PORTS, served
+from .test_http import ask
 
-PORTS = [f"--{door}-port=0" for door in ("http", "grpc", "metrics")] + [
-    f"--{door}-address=127.0.0.1" for door in ("http", "grpc", "metrics")
-]
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -111,3 +112,41 @@ def test_flags_of_tritonserver_that_do_nothing_here_are_accepted_and_said(
     assert ended.exit_code != 0  # the model is not there
     assert "--backend-config is accepted and changes nothing" in caplog.text
     assert "this server does not have tracing" in caplog.text
+
+
+def test_every_flag_of_tritonserver_is_known_and_stands_in_its_group() -> None:
+    ours = CliRunner().invoke(main, ["serve", "--help"]).output
+    theirs, found = _grouped(usage()), _grouped(ours)
+    assert set(theirs) <= set(found)
+    for title, flags in theirs.items():
+        assert flags - found[title] - {"--help"} == set(), title
+
+
+def _grouped(text: str) -> dict[str, set[str]]:
+    groups: dict[str, set[str]] = {}
+    for title, *flags in re.findall(r"^(?:([A-Z][\w/ ]+):|  (--[\w-]+)(?:, (--[\w-]+))?)", text, re.MULTILINE):
+        if title:
+            groups[title] = set()
+        elif groups:
+            list(groups.values())[-1].update(filter(None, flags))
+    return {title: flags for title, flags in groups.items() if flags}
+
+
+def test_the_log_goes_where_and_how_it_is_told_to(tmp_path: Path) -> None:
+    write_model(tmp_path / "repository", "m", linear(), "instance_group { kind: KIND_GPU }")
+    flags = ("--id=mine", "--log-verbose=2", "--log-format=ISO8601", "--allow-cpu-fallback", "--rate-limit=off")
+    with served(tmp_path / "repository", *flags) as (addresses, _):
+        settings = json.loads(ask(addresses.http, "/v2/logging").body)
+        assert (settings["log_verbose_level"], settings["log_format"]) == (2, "ISO8601")
+        assert json.loads(ask(addresses.http, "/v2").body)["name"] == "mine"
+    log = (tmp_path / "server.log").read_text()
+    assert "executed on the CPU by --allow-cpu-fallback" in log
+    assert "--rate-limit is accepted and changes nothing: this server does not have the rate limiter" in log
+    assert re.search(r"\dT[0-9:]+Z INFO ", log)
+
+
+@pytest.mark.parametrize("flag", ["--metrics-config=summary_latencies=1", "--metrics-config=x", "--log-format=x"])
+def test_settings_that_are_none_are_refused_before_anything_is_loaded(tmp_path: Path, flag: str) -> None:
+    ended = CliRunner().invoke(main, ["serve", str(tmp_path), flag, *PORTS])
+    assert ended.exit_code == 2
+    assert flag.rpartition("=")[2] in ended.output
