@@ -55,6 +55,7 @@ docs: $(READY)  ## The tables of the README, from the plug-ins
 
 bench: $(READY)  ## The measurements, as medians of interleaved runs
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/serve.py
 
 test-gpu: $(READY)  ## What needs a CUDA device
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \

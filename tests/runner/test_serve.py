@@ -124,7 +124,7 @@ def test_every_flag_of_tritonserver_is_known_and_stands_in_its_group() -> None:
 
 def _grouped(text: str) -> dict[str, set[str]]:
     groups: dict[str, set[str]] = {}
-    for title, *flags in re.findall(r"^(?:([A-Z][\w/ ]+):|  (--[\w-]+)(?:, (--[\w-]+))?)", text, re.MULTILINE):
+    for title, *flags in re.findall(r"^(?:([A-Z][\w/ ]+):$|  (--[\w-]+)(?:, (--[\w-]+))?)", text, re.MULTILINE):
         if title:
             groups[title] = set()
         elif groups:
