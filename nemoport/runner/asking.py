@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from queue import SimpleQueue
 from threading import get_ident
+from typing import Any
 
 from nemoport.runner.model import ModelVersion
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.request import InferRequest, InferResponse, Response
 
 
-async def ask(model: ModelVersion, request: InferRequest) -> InferResponse:
-    """The only answer, for models that are not decoupled; cancelled with the coroutine."""
+async def ask(
+    model: ModelVersion, request: InferRequest, left: Callable[[], Coroutine[Any, Any, None]]
+) -> InferResponse:
+    """The only answer, for models that are not decoupled; cancelled when `left` ends, which is when the client goes."""
     loop, here = asyncio.get_running_loop(), get_ident()
     answered: asyncio.Future[Response] = loop.create_future()
 
@@ -28,11 +31,18 @@ async def ask(model: ModelVersion, request: InferRequest) -> InferResponse:
             _soon(loop, settle, response)
 
     job = model.submit(request, deliver)
+    if answered.done():
+        return answered.result().value()
+    leaving = asyncio.create_task(left())
     try:
-        return (await answered).value()
-    except asyncio.CancelledError:
-        job.cancel()
-        raise
+        ends: set[asyncio.Future[Any]] = {answered, leaving}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if not answered.done():
+            raise ConnectionError("the client left before its request was answered")
+        return answered.result().value()
+    finally:
+        job.cancel()  # of no consequence to one that is answered
+        leaving.cancel()
 
 
 async def ask_all(model: ModelVersion, request: InferRequest) -> AsyncGenerator[Response, None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nemoport.errors import DamagedInput, UnsupportedInput
@@ -16,8 +16,16 @@ REFUSED = {  # fields whose meaning this runner cannot keep, with what they woul
     "batch_output": "ragged batching",
     "model_repository_agents": "repository agents",
 }
-NOT_EXERCISED = {  # fields that change how fast an answer comes and not what it says
-    "response_cache": "responses are not cached",
+NOT_EXERCISED: dict[str, tuple[str, Callable[[ModelConfig], object]]] = {  # how fast an answer comes, not what it says
+    "response_cache": ("responses are not cached", lambda c: c.HasField("response_cache")),
+    "rate_limiter": ("executions are not limited", lambda c: any(g.HasField("rate_limiter") for g in c.instance_group)),
+    "host_policy": ("host policies are not kept", lambda c: any(group.host_policy for group in c.instance_group)),
+    "execution_accelerators": (
+        "the graph runs without them",
+        lambda c: c.optimization.HasField("execution_accelerators"),
+    ),
+    "cuda": ("CUDA graphs are not made", lambda c: c.optimization.HasField("cuda")),
+    "priority": ("all models have the same priority", lambda c: c.optimization.priority),
 }
 
 
@@ -61,8 +69,7 @@ def check_tensors(config: ModelConfig) -> None:
 
 def notes(config: ModelConfig) -> tuple[str, ...]:
     """What the config asks for and this runner accepts without doing it."""
-    given = {field.name for field, _ in config.ListFields()}
-    return tuple(f"{field}: {meaning}" for field, meaning in NOT_EXERCISED.items() if field in given)
+    return tuple(f"{field}: {meaning}" for field, (meaning, is_asked) in NOT_EXERCISED.items() if is_asked(config))
 
 
 def _check_backend(config: ModelConfig) -> None:

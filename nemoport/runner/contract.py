@@ -13,6 +13,7 @@ from nemoport.runner.refusal import Refusal
 from nemoport.runner.request import InferRequest, InputTensor
 from nemoport.runner.tensors import Array, Buffer, from_raw, show, split_bytes
 
+_UNNAMED = InferRequest(()).label
 _BATCH_NOTE = (
     "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each "
     "input shape. If you want to specify the full shape including the batch dim in your input dims config, try setting "
@@ -74,20 +75,20 @@ def raw_input(buffer: Buffer, contract: Contract) -> InputTensor:
     """The only input of a model from a body without JSON: the batch is 1, at most one dimension is deduced."""
     if len(contract.inputs) != 1:
         raise Refusal(
-            f"Raw request must only have 1 input (found 1) to be deduced but got {len(contract.inputs)} inputs "
-            f"in '{contract.model}' model configuration"
+            f"{_UNNAMED}Raw request must only have 1 input (found 1) to be deduced but got "
+            f"{len(contract.inputs)} inputs in '{contract.model}' model configuration"
         )
     (tensor,) = contract.inputs.values()
     shape = [1, *tensor.dims] if contract.max_batch_size else list(tensor.dims)
     if tensor.datatype is BYTES:
         if any(dim != 1 for dim in tensor.dims):
-            raise Refusal(f"For BYTE datatype raw input '{tensor.name}', the model must have input shape [1]")
+            raise Refusal(f"{_UNNAMED}For BYTE datatype raw input '{tensor.name}', the model must have input shape [1]")
         content = np.empty(1, np.object_)
         content[0] = bytes(buffer)
         return InputTensor(tensor.name, tensor.datatype, tuple(shape), content)
     if shape.count(-1) > 1:
         raise Refusal(
-            f"The shape of the raw input '{tensor.name}' can not be deduced because there are more than one "
+            f"{_UNNAMED}The shape of the raw input '{tensor.name}' can not be deduced because there are more than one "
             "variable-sized dimension"
         )
     if -1 in shape:

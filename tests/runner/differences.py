@@ -53,6 +53,14 @@ def _is_raw_count(their: Said, our: Said) -> bool:
     return their.status == our.status and "raw input contents" in our.error
 
 
+def _is_raw_name(their: Said, our: Said) -> bool:
+    return their.status == our.status and their.error.replace("'raw_input'", "'X'") == our.error
+
+
+def _is_no_object(their: Said, our: Said) -> bool:
+    return their.status == our.status and "non-object as object" in our.error
+
+
 def _is_response_stats(their: Said, our: Said) -> bool:
     if not (isinstance(their.body, dict) and "model_stats" in their.body and _same_but("body")(their, our)):
         return False
@@ -74,6 +82,8 @@ DIFFERENCES = (
     Difference("what is wrong with a request is never the server's fault: Triton's JSON layer answers 500", _is_blame),
     Difference("a datatype that does not exist is named at once; Triton says '<invalid>'", _is_datatype),
     Difference("more raw contents than inputs are refused as such; Triton reads the first ones", _is_raw_count),
+    Difference("a raw request's only input is called by its name; Triton says 'raw_input'", _is_raw_name),
+    Difference("an input that is no object is called that; Triton misses its members", _is_no_object),
     Difference("a request that a model answers with an error has failed; Triton counts a success", _is_failure_count),
     Difference("responses of decoupled models are counted; the python backend of 24.10 does not", _is_response_stats),
 )

@@ -54,6 +54,15 @@ TEXT_CONFIG = """backend: "python" max_batch_size: 4
 input { name: "TEXT" data_type: TYPE_STRING dims: -1 }
 output [ { name: "UPPER" data_type: TYPE_STRING dims: -1 }, { name: "LENGTH" data_type: TYPE_INT64 dims: -1 } ]"""
 
+ECHO = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        arrays = [pb_utils.get_input_tensor_by_name(request, "X").as_numpy() for request in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("Y", array)]) for array in arrays]
+"""
+
 FAILING = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -172,6 +181,7 @@ def write_all(repository: Path) -> None:
     write_python(repository, "add_sub", ADD_SUB)
     write_python(repository, "text", TEXT, TEXT_CONFIG, words='SUFFIX = "!"')
     write_python(repository, "failing", FAILING, X_CONFIG)
+    write_python(repository, "echo", ECHO, X_CONFIG)
     write_python(repository, "repeat", REPEAT, REPEAT_CONFIG)
     write_python(repository, "slow", SLOW, SLOW_CONFIG)
     write_python(repository, "about", ABOUT, ABOUT_CONFIG)

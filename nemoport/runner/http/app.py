@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,8 +25,10 @@ from nemoport.runner.http.exchange import (
     Answer,
     Call,
     Stream,
+    disconnected,
     error_answer,
     json_answer,
+    packed,
     read_body,
     send_answer,
     send_stream,
@@ -84,9 +87,9 @@ async def infer(server: Server, call: Call, threads: Executor) -> Answer:
     if target.decoupled:
         raise Refusal("HTTP end point doesn't support models with decoupled transaction policy", Code.UNSUPPORTED)
     request, form = await _aside(threads, len(call.body), _read_infer, target, call)
-    response = await ask(target, request)
+    response = await ask(target, request, call.left)
     size = sum(output.array.nbytes for output in response.outputs)
-    return await _aside(threads, size, _written_infer, response, form)
+    return await _aside(threads, size, _written_infer, response, form, call)
 
 
 async def generate(server: Server, call: Call, threads: Executor) -> Answer:
@@ -155,16 +158,16 @@ async def _aside(threads: Executor, size: int, work: Callable[..., _Made], *argu
 def _read_infer(target: ModelVersion, call: Call) -> tuple[InferRequest, Form]:
     body = unpacked(call)
     header_length = _header_length(call, len(body))
-    if header_length == 0 and _HEADER_LENGTH in call.headers:
+    if header_length == 0:
         return InferRequest((raw_input(body, target.contract),)), RAW_FORM
     return parse_request(body, header_length, call.model)
 
 
-def _written_infer(response: InferResponse, form: Form) -> Answer:
+def _written_infer(response: InferResponse, form: Form, call: Call) -> Answer:
     content, json_length = format_response(response, form)
     if json_length is None:
-        return Answer(200, content, (JSON,))
-    return Answer(200, content, (BINARY, (_HEADER_LENGTH, b"%d" % json_length)))
+        return packed(Answer(200, content, (JSON,)), call)
+    return packed(Answer(200, content, (BINARY, (_HEADER_LENGTH, b"%d" % json_length))), call)
 
 
 Handler = Callable[[Server, Call, Executor], Awaitable[Answer | Stream]]
@@ -229,7 +232,7 @@ def application(server: Server, threads: Executor, max_bytes: int) -> ASGIApp:
         assert match
         headers = dict(scope["headers"])
         body = await read_body(receive, max_bytes)
-        call = _call(match, headers, body, max_bytes)
+        call = _call(match, headers, body, max_bytes, partial(disconnected, receive))
         return await route.handler(server, call, threads)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -247,12 +250,12 @@ def application(server: Server, threads: Executor, max_bytes: int) -> ASGIApp:
     return app
 
 
-def _call(match: re.Match[str], headers: dict[bytes, bytes], body: bytes, max_bytes: int) -> Call:
+def _call(match: re.Match[str], headers: dict[bytes, bytes], body: bytes, max_bytes: int, left: Any) -> Call:
     named = match.groupdict()
     version = named.get("version")
     if version is not None and len(version) > _LONGEST_VERSION:
         raise Refusal(f"failed to get model version from specified version string '{version[:40]}'")
-    return Call(headers, body, max_bytes, named.get("model", ""), None if version is None else int(version))
+    return Call(headers, body, max_bytes, named.get("model", ""), None if version is None else int(version), left)
 
 
 def _header_length(call: Call, size: int) -> int:

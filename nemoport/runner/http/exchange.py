@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,15 +21,21 @@ _PATIENCE = 16  # times the limit
 _WINDOWS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 
 
+async def _never() -> None:
+    await asyncio.Event().wait()
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`model` and `version` come from the path; `max_bytes` bounds the body, unpacked too."""
+    """`model` and `version` come from the path; `max_bytes` bounds the body, unpacked too; `left` ends when the client
+    has gone."""
 
     headers: Mapping[bytes, bytes]
     body: bytes
     max_bytes: int
     model: str = ""
     version: int | None = None
+    left: Callable[[], Coroutine[Any, Any, None]] = _never
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,7 @@ async def send_answer(send: Send, answer: Answer) -> None:
 async def send_stream(send: Send, receive: Receive, stream: Stream) -> None:
     """Ends, and ends what makes the parts, when the client has gone."""
     await send({"type": "http.response.start", "status": stream.status, "headers": list(stream.headers)})
-    left = asyncio.create_task(_left(receive))
+    left = asyncio.create_task(disconnected(receive))
     try:
         async with aclosing(stream.parts) as parts:
             while True:
@@ -113,7 +119,7 @@ async def send_stream(send: Send, receive: Receive, stream: Stream) -> None:
         left.cancel()
 
 
-async def _left(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         continue
 
@@ -135,6 +141,16 @@ def unpacked(call: Call) -> bytes:
     if not inflate.eof:
         raise Refusal("failed to decompress the request: it ends in the middle")
     return body
+
+
+def packed(answer: Answer, call: Call) -> Answer:
+    """In the first way of packing that the client takes and we know."""
+    for accepted in call.headers.get(b"accept-encoding", b"").lower().split(b","):
+        if (encoding := accepted.partition(b";")[0].strip()) in _WINDOWS:
+            deflate = zlib.compressobj(wbits=_WINDOWS[encoding])
+            body = deflate.compress(answer.body) + deflate.flush()
+            return Answer(answer.status, body, (*answer.headers, (b"content-encoding", encoding)))
+    return answer
 
 
 def _too_large(size: int, max_bytes: int) -> Refusal:
