@@ -22,6 +22,8 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from nemoport.runner.grpc.messages import shortened
+from nemoport.runner.refusal import Refusal
 from nemoport.runner.serve import Addresses, serving_all
 from nemoport.runner.server import start
 
@@ -304,3 +306,12 @@ def test_bfloat16_is_two_bytes_on_the_wire(stub: Any) -> None:
     entry = pb.ModelInferRequest.InferInputTensor(name="X", datatype="BF16", shape=[1, 2])
     message = pb.ModelInferRequest(model_name="brain", inputs=[entry], raw_input_contents=[x])
     assert stub.ModelInfer(message).raw_output_contents[0] == x
+
+
+@pytest.mark.parametrize("text", ["", "short", "x" * 9000, "é" * 9000, "%" * 9000, "\n" * 9000, "a" + "日" * 3000])
+def test_a_status_fits_into_a_header_and_says_what_it_can(text: str) -> None:
+    found = shortened(Refusal(text))
+    sizes = [1 if 32 <= byte < 127 and byte != ord("%") else 3 for byte in found.encode()]
+    assert text.startswith(found)
+    assert sum(sizes) <= 4000
+    assert found == text or sum(sizes) > 3980

@@ -7,19 +7,25 @@ import json
 import queue
 import sys
 import urllib.request
+from collections.abc import Callable
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
 
 from nemoport.errors import NemoportError
 from nemoport.runner.model import ModelVersion, load_version
 from nemoport.runner.python_model import triton_python_backend_utils as pb_utils
 from nemoport.runner.refusal import Refusal
 from nemoport.runner.request import Response, request_of
-from nemoport.runner.serve import serving_all
+from nemoport.runner.serve import Addresses, serving_all
 from nemoport.runner.server import start
+from nemoport.runner.statistics import Failure
 
 from .python_models import ADD_SUB, REPEAT_CONFIG, TEXT, TEXT_CONFIG, X_CONFIG, write_python
 from .test_control import until
@@ -185,6 +191,48 @@ LEFT = []
         session: Any = server.find("m").scheduler
         left = sys.modules[type(session._run.__self__._objects[0]).__module__].LEFT
         until(lambda: left == [True])
+
+
+WAITS = """    def execute(self, requests):
+        import time
+        end = time.monotonic() + 20
+        while not all(request.is_cancelled() for request in requests) and time.monotonic() < end:
+            time.sleep(0.01)
+        SEEN.append([int(r.inputs()[0].as_numpy()[0]) for r in requests if r.is_cancelled()])
+        return [pb_utils.InferenceResponse([pb_utils.Tensor('Y', np.array([0], np.int32))]) for _ in requests]
+SEEN = []
+"""
+
+
+@pytest.mark.parametrize("door", ["http", "grpc"])
+def test_a_client_that_waits_no_longer_is_known_to_the_model_and_leaves_the_queue(tmp_path: Path, door: str) -> None:
+    write_python(tmp_path, "m", HEAD + WAITS, X_CONFIG)
+    server = start([tmp_path])
+    statistics = server.find("m").statistics
+
+    scheduler: Any = server.find("m").scheduler
+
+    def leave(addresses: Addresses, number: int) -> Callable[[], object]:
+        x = {"name": "X", "datatype": "INT32", "shape": [1]}
+        if door == "grpc":
+            channel = grpc.insecure_channel(addresses.grpc)
+            request = pb.ModelInferRequest(model_name="m", inputs=[pb.ModelInferRequest.InferInputTensor(**x)])
+            request.raw_input_contents.append(number.to_bytes(4, "little"))
+            call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer.future(request)
+            return lambda: call.cancel() and channel.close()
+        connection = HTTPConnection(addresses.http)
+        connection.request("POST", "/v2/models/m/infer", json.dumps({"inputs": [x | {"data": [number]}]}))
+        return connection.close
+
+    with serving_all(server) as addresses:
+        first = leave(addresses, 1)
+        until(lambda: statistics.pending == 0 and scheduler._executing == 1)
+        second = leave(addresses, 2)
+        until(lambda: statistics.pending == 1)
+        second()
+        first()
+        until(lambda: statistics.failures[Failure.CANCELED] == 1)
+        assert sys.modules[type(scheduler._run.__self__._objects[0]).__module__].SEEN == [[1]]
 
 
 def test_completion_agrees_with_the_config(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from nemoport.runner.batching import Batching, batching_of, merged, plan
 from nemoport.runner.jobs import Job, Reply, job_of
 from nemoport.runner.model import load_version
 from nemoport.runner.model_config import ModelConfig, normalised
+from nemoport.runner.pace import Pace
 from nemoport.runner.queueing import Policy, Queue, queue_of
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.request import InferRequest, request_of
@@ -30,6 +31,7 @@ from nemoport.runner.statistics import Failure, Statistics
 from nemoport.runner.tensors import Array
 
 from .models import WEIGHT, identity, linear, write_model
+from .test_control import until
 
 MS = 1_000_000
 ROUNDS = int(os.environ.get("NEMOPORT_SOAK_ROUNDS", "4")) * 3
@@ -389,3 +391,63 @@ def test_warm_up_that_cannot_be_done_is_an_error_of_the_model(tmp_path: Path, sa
     model = write_model(tmp_path, "m", identity(TensorProto.FLOAT, ("b", 2)), config)
     with pytest.raises(DamagedInput, match=f"failed to run warmup sample 'w' of model 'm': .*{message}"):
         load_version(model, "1")
+
+
+def test_a_quick_job_is_executed_on_the_thread_that_asks_and_a_slow_one_is_not() -> None:
+    seen: list[tuple[int, int]] = []
+    pause = [0.0]
+
+    def execute(feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
+        seen.append((threading.get_ident(), len(feeds["X"])))
+        time.sleep(pause[0])
+        return [feeds["X"]]
+
+    message = normalised(text_format.Parse("max_batch_size: 8 dynamic_batching {}", ModelConfig()))
+    scheduler = Scheduler(
+        "m",
+        merged(execute),
+        1,
+        batching=batching_of(message),
+        queue=queue_of(message),
+        statistics=Statistics(),
+        pace=Pace(),
+    )
+    here = threading.get_ident()
+
+    def ask(rows: int) -> None:
+        send(scheduler, 0, rows).result(5)
+        until(lambda: not scheduler._executing)  # the thread that replied has still to say that it is free
+
+    for rows in (1, 1, 2, 1):
+        ask(rows)
+    assert [thread == here for thread, _ in seen] == [False, True, False, True]
+    pause[0] = 0.01  # a thread that sleeps takes no time of the processor: only who is held up sees it
+    ask(1)
+    assert seen[-1][0] == here
+    ask(1)
+    assert seen[-1][0] != here
+    scheduler.close()
+    with pytest.raises(Refusal, match="being unloaded"):
+        send(scheduler, 0)
+
+
+def test_a_delay_is_waited_for_by_quick_jobs_too() -> None:
+    model, pace = Model(), Pace()
+    model.go_on.set()
+    message = normalised(
+        text_format.Parse("max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 200000 }", ModelConfig())
+    )
+    scheduler = Scheduler(
+        "m",
+        merged(model.execute),
+        1,
+        batching=batching_of(message),
+        queue=queue_of(message),
+        statistics=Statistics(),
+        pace=pace,
+    )
+    pace.took(a_job(), 0)
+    answers = [send(scheduler, value) for value in (1, 2)]
+    assert [answer.result(5)[0, 0] for answer in answers] == [2, 4]
+    assert model.batches == [[1, 2]]
+    scheduler.close()

@@ -102,7 +102,7 @@ def version_from(text: str) -> int | None:
 
 def shortened(error: Exception) -> str:
     """What fits into a status: it travels in a header, where a byte that is not printable ASCII takes three."""
-    text = str(error)[:_LONGEST_STATUS]
+    text = str(error)[:_LONGEST_STATUS].encode(errors="replace").decode()
     while (length := len(quote(text, safe=_PRINTABLE))) > _LONGEST_STATUS:
         text = text[: min(len(text) * _LONGEST_STATUS // length, len(text) - 1)]
     return text
