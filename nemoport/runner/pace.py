@@ -16,7 +16,8 @@ class Pace:
     the thread of another for too long all the same is not quick any more, until it is measured again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quick_ns: int = _QUICK, too_long_ns: int = _TOO_LONG) -> None:
+        self._quick_ns, self._too_long_ns = quick_ns, too_long_ns
         self._quick: set[object] = set()
 
     def is_quick(self, job: Job) -> bool:
@@ -24,12 +25,12 @@ class Pace:
 
     def took(self, job: Job, ns: int) -> None:
         """On a thread of its own."""
-        if ns >= _QUICK:
+        if ns >= self._quick_ns:
             self._quick.discard((job.kind, job.items))
         elif len(self._quick) < _MOST:
             self._quick.add((job.kind, job.items))
 
     def held_up(self, job: Job, ns: int) -> None:
         """On a thread of another, by the clock."""
-        if ns >= _TOO_LONG:
+        if ns >= self._too_long_ns:
             self._quick.discard((job.kind, job.items))

@@ -393,13 +393,11 @@ def test_warm_up_that_cannot_be_done_is_an_error_of_the_model(tmp_path: Path, sa
         load_version(model, "1")
 
 
-def test_a_quick_job_is_executed_on_the_thread_that_asks_and_a_slow_one_is_not() -> None:
-    seen: list[tuple[int, int]] = []
-    pause = [0.0]
+def test_a_shape_that_was_quick_is_executed_on_the_thread_that_asks() -> None:
+    seen: list[int] = []
 
     def execute(feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
-        seen.append((threading.get_ident(), len(feeds["X"])))
-        time.sleep(pause[0])
+        seen.append(threading.get_ident())
         return [feeds["X"]]
 
     message = normalised(text_format.Parse("max_batch_size: 8 dynamic_batching {}", ModelConfig()))
@@ -410,25 +408,30 @@ def test_a_quick_job_is_executed_on_the_thread_that_asks_and_a_slow_one_is_not()
         batching=batching_of(message),
         queue=queue_of(message),
         statistics=Statistics(),
-        pace=Pace(),
+        pace=Pace(quick_ns=10**15, too_long_ns=10**15),
     )
-    here = threading.get_ident()
-
-    def ask(rows: int) -> None:
+    for rows in (1, 1, 2, 1):
         send(scheduler, 0, rows).result(5)
         until(lambda: not scheduler._executing)  # the thread that replied has still to say that it is free
-
-    for rows in (1, 1, 2, 1):
-        ask(rows)
-    assert [thread == here for thread, _ in seen] == [False, True, False, True]
-    pause[0] = 0.01  # a thread that sleeps takes no time of the processor: only who is held up sees it
-    ask(1)
-    assert seen[-1][0] == here
-    ask(1)
-    assert seen[-1][0] != here
+    assert [thread == threading.get_ident() for thread in seen] == [False, True, False, True]
     scheduler.close()
     with pytest.raises(Refusal, match="being unloaded"):
         send(scheduler, 0)
+
+
+def test_a_shape_is_quick_until_it_is_slow_or_holds_up_another() -> None:
+    pace, job, other = Pace(quick_ns=10, too_long_ns=100), a_job(1), a_job(2)
+    assert not pace.is_quick(job)
+    pace.took(job, 9)
+    assert pace.is_quick(job)
+    assert not pace.is_quick(other)
+    pace.held_up(job, 99)
+    assert pace.is_quick(job)
+    pace.held_up(job, 100)
+    assert not pace.is_quick(job)
+    pace.took(job, 9)
+    pace.took(job, 10)
+    assert not pace.is_quick(job)
 
 
 def test_a_delay_is_waited_for_by_quick_jobs_too() -> None:
