@@ -48,8 +48,10 @@ class Client:
     def get(self, path: str) -> Any:
         return json.loads(self._ask("GET", path)[0])
 
-    def post(self, path: str, body: Mapping[str, Any]) -> None:
-        self._ask("POST", path, json.dumps(body).encode())
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """What is in the answer, None where it is empty."""
+        answer, _ = self._ask("POST", path, json.dumps(body).encode())
+        return json.loads(answer) if answer else None
 
     def events(self, path: str, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Server-sent events, to the last."""

@@ -120,11 +120,13 @@ class Server:
         return [(name, number, ready.statistics) for name, model in models for number, ready in model.ready.items()]
 
     def index(self, only_ready: bool = False) -> list[dict[str, str]]:
-        """A row per version; a model that was never loaded has a name only."""
+        """A row per version; a model that was never loaded has a name only. One that is ready elsewhere than its config
+        asks, on the CPU say, has that as its reason."""
         rows: list[dict[str, str]] = []
         for name in sorted({*find_models(self.repositories), *self._models}):
             model = self._models.get(name, Model())
-            states: dict[int | None, tuple[str, str]] = dict.fromkeys(model.ready, ("READY", ""))
+            states: dict[int | None, tuple[str, str]]
+            states = {number: ("READY", "; ".join(ready.placement.notes)) for number, ready in model.ready.items()}
             states |= {version: ("UNAVAILABLE", reason_of(error)) for version, error in model.unavailable.items()}
             for version, (state, reason) in sorted(states.items(), key=lambda row: row[0] or 0):
                 row = {"name": name, "version": "" if version is None else str(version), "state": state}

@@ -93,7 +93,8 @@ def tried(door: Door, model: str, signature: Signature | None) -> Service:
         loaded, after = time.perf_counter() - began, door.memory()
         config = json_format.ParseDict(client.get(f"/v2/models/{model}/config"), ModelConfig())
         asked = sample(config, signature, door.repository / model)
-        checks = [Check(name="it loads", passed=True, found=f"{loaded:.2f} s", needed="a ready model")]
+        said = [f"{loaded:.2f} s", *_remarks(client, model)]
+        checks = [Check(name="it loads", passed=True, found="; ".join(said), needed="a ready model")]
         first: float | None = None
         latencies: tuple[float, ...] = ()
         try:
@@ -116,6 +117,12 @@ def tried(door: Door, model: str, signature: Signature | None) -> Service:
         first_seconds=first,
         latencies=latencies,
     )
+
+
+def _remarks(client: Client, model: str) -> list[str]:
+    """What the server says of versions that are ready otherwise than their config asks: on the CPU, say."""
+    rows = client.post("/v2/repository/index", {"ready": True})
+    return sorted({row["reason"] for row in rows if row["name"] == model and row.get("reason")})
 
 
 def _agree(

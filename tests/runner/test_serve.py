@@ -25,6 +25,7 @@ from .models import linear, write_model
 from .served import PORTS, served
 from .test_http import ask
 
+FALLBACK = "executed on the CPU by --allow-cpu-fallback"
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -139,8 +140,10 @@ def test_the_log_goes_where_and_how_it_is_told_to(tmp_path: Path) -> None:
         settings = json.loads(ask(addresses.http, "/v2/logging").body)
         assert (settings["log_verbose_level"], settings["log_format"]) == (2, "ISO8601")
         assert json.loads(ask(addresses.http, "/v2").body)["name"] == "mine"
+        (row,) = json.loads(ask(addresses.http, "/v2/repository/index", b"").body)
+        assert (row["state"], row["reason"]) == ("READY", f"instance_group: KIND_GPU, {FALLBACK}")
     log = (tmp_path / "server.log").read_text()
-    assert "executed on the CPU by --allow-cpu-fallback" in log
+    assert FALLBACK in log
     assert "--rate-limit is accepted and changes nothing: this server does not have the rate limiter" in log
     assert re.search(r"\dT[0-9:]+Z INFO ", log)
 
