@@ -11,11 +11,13 @@ Bare onnxruntime, called in a loop in its own process, is what cannot be beaten.
 from __future__ import annotations
 
 import argparse
+import json
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,6 +88,11 @@ class Served:
         """Seconds of the processor."""
         return sum(each.cpu_times().user + each.cpu_times().system for each in self.processes)
 
+    def answered(self, model: str) -> int:
+        with urllib.request.urlopen(f"http://{self.addresses['http']}/v2/models/{model}/stats") as answer:
+            (row,) = json.load(answer)["model_stats"]
+        return int(row["inference_count"])
+
 
 @dataclass
 class Row:
@@ -120,14 +127,14 @@ def compare(model: Model, servers: list[Served], program: Path, rounds: int, sec
             rows = {server.name: Row() for server in servers}
             for number in range(rounds + 1):
                 for server in servers:
-                    before, began = server.spent(), time.monotonic()
+                    before = server.spent(), server.answered(model.name)
                     got = measure(
                         program, model.name, protocol, server.addresses[protocol], concurrency, seconds, model.more
                     )
                     if number and got:  # the first round warms up
                         rows[server.name].measured.append(got)
-                        took = time.monotonic() - began
-                        rows[server.name].spent.append((server.spent() - before) / (got.rate * took) * 1e6)
+                        answered = server.answered(model.name) - before[1]
+                        rows[server.name].spent.append((server.spent() - before[0]) / answered * 1e6)
             for name, row in rows.items():
                 print(f"| {protocol} | {concurrency} | {name} | {_shown(row)} |", flush=True)
     for size in (1, 8, 32):
