@@ -41,8 +41,9 @@ SEED = int(os.environ.get("NEMOPORT_FUZZ_SEED", "1"))
 WORKERS = 4
 LARGEST = 2**22
 """Bytes of a request; some of the hostile ones are larger."""
-GROWTH = 48 * 2**20
-"""Bytes by which the server may grow after the first quarter: threads and their arenas, not the number of requests."""
+GROWTH = 24 * 2**20
+"""Bytes by which the server may grow after the first quarter, however many requests there are: threads are still started
+and buffers still filled where the quarter is short."""
 PATIENCE = 30
 BLAMES_THE_REQUEST = ("OK", "INVALID_ARGUMENT", "NOT_FOUND")
 NOTHING_TO_LOAD = "failed to poll from model repository"
