@@ -42,8 +42,8 @@ WORKERS = 4
 LARGEST = 2**22
 """Bytes of a request; some of the hostile ones are larger."""
 GROWTH = 24 * 2**20
-"""Bytes by which the server may grow after the first quarter, however many requests there are: threads are still started
-and buffers still filled where the quarter is short."""
+"""Bytes by which the server may grow after the first quarter, however many requests there are: where the quarter is
+short, threads are still started and buffers still filled."""
 PATIENCE = 30
 BLAMES_THE_REQUEST = ("OK", "INVALID_ARGUMENT", "NOT_FOUND")
 NOTHING_TO_LOAD = "failed to poll from model repository"
