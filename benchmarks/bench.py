@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+import generate
 import psutil
 import synthetic
 
@@ -47,6 +48,7 @@ def main() -> None:
         print(f"checkpoint: torch_dist, stacked, TP 4, bf16, {total / 1e9:.2f} GB; {arguments.rounds} rounds\n")
         _table("conversion", "cp -r", _conversions(base), arguments.rounds)
         _table("start-up", "python -c pass", _start_up(), 3 * arguments.rounds)
+    generate.table(arguments.rounds)
 
 
 def _conversions(base: Path) -> list[Row]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,6 +47,33 @@ class Cache:
 
     def __init__(self) -> None:
         self.states: dict[Hashable, tuple[Tensor, ...]] = {}
+        self.growing: set[Hashable] = set()
+        """The layers whose state has an axis of positions, the third; the others' is replaced at each step."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for parts in self.states.values() for part in parts)
+
+    def kept(self, rows: Sequence[int], width: int) -> Cache:
+        """Some rows of the batch, and of their positions the last `width`."""
+        kept = Cache()
+        kept.growing = set(self.growing)
+        for layer, parts in self.states.items():
+            chosen = tuple(part[list(rows)] for part in parts)
+            grows = layer in self.growing
+            kept.states[layer] = tuple(part[:, :, part.shape[2] - width :] for part in chosen) if grows else chosen
+        return kept
+
+    @staticmethod
+    def joined(caches: Sequence[Cache], width: int) -> Cache:
+        """The rows of all in one batch, each ending at the last of its `width` positions."""
+        joined = Cache()
+        joined.growing = set(caches[0].growing)
+        for layer in caches[0].states:
+            states = zip(*(cache.states[layer] for cache in caches), strict=True)
+            join = partial(_rows, width=width) if layer in joined.growing else torch.cat
+            joined.states[layer] = tuple(map(join, states))
+        return joined
 
 
 @dataclass(frozen=True)
@@ -67,8 +95,15 @@ class Memory:
         past = self.past()
         state = new if past is None else tuple(map(_after, past, new))
         self.keep(*state)
+        if self.cache:
+            self.cache.growing.add(self.layer)
         return state
 
 
 def _after(past: Tensor, new: Tensor) -> Tensor:
     return torch.cat([past, new], dim=2)
+
+
+def _rows(states: Sequence[Tensor], width: int) -> Tensor:
+    """Several batches in one; positions that are missing come first, as zeros."""
+    return torch.cat([torch.nn.functional.pad(state, (0, 0, width - state.shape[2], 0)) for state in states])

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from queue import SimpleQueue
 from threading import get_ident
-from typing import Any
+from typing import Any, TypeVar
 
 from nemoport.runner.model import ModelVersion
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.request import InferRequest, InferResponse, Response
+
+_Said = TypeVar("_Said")
 
 
 async def ask(
@@ -28,7 +30,7 @@ async def ask(
         if get_ident() == here:  # a quick model answers at once
             settle(response)
         else:
-            _soon(loop, settle, response)
+            soon(loop, settle, response)
 
     job = model.submit(request, deliver)
     if answered.done():
@@ -49,7 +51,7 @@ async def ask_all(model: ModelVersion, request: InferRequest) -> AsyncGenerator[
     """Every answer as it comes, the last one marked; cancelled when the iterator is closed before."""
     loop = asyncio.get_running_loop()
     answers: asyncio.Queue[Response] = asyncio.Queue()
-    job = model.submit(request, lambda response: _soon(loop, answers.put_nowait, response))
+    job = model.submit(request, lambda response: soon(loop, answers.put_nowait, response))
     try:
         while True:
             response = await answers.get()
@@ -60,9 +62,10 @@ async def ask_all(model: ModelVersion, request: InferRequest) -> AsyncGenerator[
         job.cancel()
 
 
-def _soon(loop: asyncio.AbstractEventLoop, settle: Callable[[Response], object], response: Response) -> None:
+def soon(loop: asyncio.AbstractEventLoop, settle: Callable[[_Said], object], said: _Said) -> None:
+    """Called from another thread."""
     try:
-        loop.call_soon_threadsafe(settle, response)
+        loop.call_soon_threadsafe(settle, said)
     except RuntimeError:  # the loop has ended, and with it whoever waited
         return
 

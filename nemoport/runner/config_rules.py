@@ -28,6 +28,11 @@ NOT_EXERCISED: dict[str, tuple[str, Callable[[ModelConfig], object]]] = {  # how
     "priority": ("all models have the same priority", lambda c: c.optimization.priority),
 }
 
+DECOUPLED = ("python", "reference", "vllm")
+"""Backends whose models may answer a request any number of times."""
+EXECUTED_BY = "executed_by"
+"""The parameter in which a backend says that something else than its name tells executes the model."""
+
 
 def check_config(config: ModelConfig, directory_name: str) -> None:
     """Everything but the tensors, which may still have to be completed from the model."""
@@ -47,9 +52,9 @@ def check_config(config: ModelConfig, directory_name: str) -> None:
     given = {field.name for field, _ in config.ListFields()}
     for field in sorted(given & REFUSED.keys()):
         raise UnsupportedInput(f"model '{config.name}' asks for {REFUSED[field]} ({field}), which this runner lacks")
-    if config.model_transaction_policy.decoupled and config.backend != "python":
+    if config.model_transaction_policy.decoupled and config.backend not in DECOUPLED:
         raise UnsupportedInput(
-            f"model '{config.name}' is decoupled, which this runner does for the python backend only"
+            f"model '{config.name}' is decoupled, which this runner does for {', '.join(DECOUPLED)} models only"
         )
 
 
@@ -69,7 +74,10 @@ def check_tensors(config: ModelConfig) -> None:
 
 def notes(config: ModelConfig) -> tuple[str, ...]:
     """What the config asks for and this runner accepts without doing it."""
-    return tuple(f"{field}: {meaning}" for field, (meaning, is_asked) in NOT_EXERCISED.items() if is_asked(config))
+    said = tuple(f"{field}: {meaning}" for field, (meaning, is_asked) in NOT_EXERCISED.items() if is_asked(config))
+    if EXECUTED_BY in config.parameters:
+        return (*said, f"executed by {config.parameters[EXECUTED_BY].string_value}")
+    return said
 
 
 def _check_backend(config: ModelConfig) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nemoport.errors import UsageError
+from nemoport.runner.generation.measured import ROWS
 from nemoport.runner.http.exchange import Answer, error_answer, send_answer
 from nemoport.runner.server import Server
 from nemoport.runner.statistics import FIRST_RESPONSE_MS, TIMED, Failure, Statistics
@@ -119,7 +120,10 @@ def exposition(server: Server, config: MetricsConfig = _DEFAULT) -> str:
 
 
 def _lines(server: Server, config: MetricsConfig) -> Iterator[str]:
-    versions = [(f'model="{_escaped(name)}"', f'version="{number}"', of) for name, number, of in server.counted()]
+    ready = server.ready_versions()
+    versions = [
+        (f'model="{_escaped(name)}"', f'version="{number}"', version.statistics) for name, number, version in ready
+    ]
     for metric in METRICS:
         if config.counter_latencies or not metric.name.endswith("_duration_us"):
             yield from _head(metric.name, metric.kind, metric.help)
@@ -133,6 +137,15 @@ def _lines(server: Server, config: MetricsConfig) -> Iterator[str]:
         yield from _summaries(versions, config.summary_quantiles)
     if config.histogram_latencies:
         yield from _first_responses(versions)
+    made = [
+        (f'model="{_escaped(name)}",version="{number}"', version.generator.measured)
+        for name, number, version in ready
+        if version.generator
+    ]
+    for row in ROWS if made else ():
+        yield from _head(row.name, row.kind, row.help)
+        for labels, measured in made:
+            yield from measured.lines(row, labels)
 
 
 def _summaries(versions: Sequence[_Labelled], quantiles: Sequence[float]) -> Iterator[str]:

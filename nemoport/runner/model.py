@@ -19,6 +19,7 @@ from nemoport.runner.datatypes import BY_CONFIG
 from nemoport.runner.directory import config_file, version_number
 from nemoport.runner.ensembles.flow import Ensemble, Find
 from nemoport.runner.ensembles.wiring import check_members, is_ensemble
+from nemoport.runner.generation.texts import Generator
 from nemoport.runner.instances import Placement, placed
 from nemoport.runner.jobs import Job, Reply, job_of
 from nemoport.runner.model_config import ModelConfig, as_json, data_type, normalised, read_config, with_backend
@@ -59,6 +60,8 @@ class ModelVersion:
     scheduler: Scheduler | Ensemble
     statistics: Statistics
     notes: tuple[str, ...] = ()
+    generator: Generator | None = None
+    """Text from it, where it is a decoder with a tokenizer."""
 
     def __post_init__(self) -> None:
         finalize(self, self.scheduler.close)  # whoever lets go of a version need not close it
@@ -198,7 +201,9 @@ def load(directory: Path, version: int, config: ModelConfig, options: LoadOption
         pace=Pace() if session.computes_only else None,
         finalize=session.close,
     )
-    return ModelVersion(config.name, version, config, contract, placement, scheduler, statistics, said)
+    return ModelVersion(
+        config.name, version, config, contract, placement, scheduler, statistics, said, session.generator
+    )
 
 
 def load_ensemble(version: int, config: ModelConfig, find: Find) -> ModelVersion:

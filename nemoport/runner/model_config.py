@@ -36,6 +36,7 @@ KINDS = (  # in the order in which Triton looks for them
     Kind("torch_aoti", ("torch_aoti",), "model.pt2"),
     Kind("python", (), "model.py"),
     Kind("vllm", (), "model.json"),
+    Kind("reference", (), "config.json"),  # ours: an artifact for an engine, as it is
 )
 _ENSEMBLE = "ensemble"
 _INTEGERS_OF_64_BITS = (

@@ -24,7 +24,6 @@ from nemoport.runner.model_config import ModelConfig
 from nemoport.runner.overrides import NONE, Overrides, placed_files
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.request import InferRequest, InferResponse
-from nemoport.runner.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
@@ -114,10 +113,10 @@ class Server:
             if version in (None, number)
         ]
 
-    def counted(self) -> list[tuple[str, int, Statistics]]:
-        """Name, version and statistics of each that is ready."""
+    def ready_versions(self) -> list[tuple[str, int, ModelVersion]]:
+        """Name, number and version of each that is ready."""
         models = sorted(self._models.items())
-        return [(name, number, ready.statistics) for name, model in models for number, ready in model.ready.items()]
+        return [(name, number, ready) for name, model in models for number, ready in model.ready.items()]
 
     def index(self, only_ready: bool = False) -> list[dict[str, str]]:
         """A row per version; a model that was never loaded has a name only. One that is ready elsewhere than its config

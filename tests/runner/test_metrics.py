@@ -30,7 +30,7 @@ def scraped(address: str) -> dict[str, int]:
         elif not line.startswith("#"):
             match = LINE.fullmatch(line)
             assert match, line
-            assert match["name"] in typed
+            assert re.sub(r"(_summary(_us)?)_(count|sum)$", r"\1", match["name"]) in typed
             found[f"{match['name']} {match['labels']}"] = int(match["value"])
     return found
 

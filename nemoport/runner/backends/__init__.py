@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 
 from nemoport import plugins
 from nemoport.errors import UnsupportedInput
+from nemoport.runner.generation.texts import Generator
 from nemoport.runner.instances import Placement
 from nemoport.runner.jobs import Job, Outcome
 from nemoport.runner.signature import TensorSignature
@@ -34,6 +35,10 @@ class Session(Protocol):
     @property
     def computes_only(self) -> bool:
         """Whether `run` waits for nothing and holds nothing for an instance, so that any thread may call it."""
+
+    @property
+    def generator(self) -> Generator | None:
+        """Text from it; None where it is no decoder with a tokenizer beside it."""
 
     def run(self, jobs: Sequence[Job], instance: int) -> Outcome:
         """The wanted outputs of each. BYTES are object arrays of `bytes`, both ways. `merged` makes one of a function

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,21 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from nemoport.errors import DamagedInput, MachineError, NemoportError, UnsupportedInput
+from nemoport.errors import DamagedInput, MachineError, MissingPackage, NemoportError, UnsupportedInput
 from nemoport.runner.batching import merged
 from nemoport.runner.config_rules import check_tensors
 from nemoport.runner.datatypes import BY_NAME, BYTES
 from nemoport.runner.devices import visible_gpus
+from nemoport.runner.generation.graph import GraphExecutor, is_decoder
+from nemoport.runner.generation.loading import generator
+from nemoport.runner.generation.texts import Generator
 from nemoport.runner.instances import Placement
 from nemoport.runner.model_config import ModelConfig
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.signature import TensorSignature, check_agreement, completed
 from nemoport.runner.tensors import Array
+
+log = logging.getLogger(__name__)
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _DATATYPES = {  # what onnxruntime calls a tensor type
@@ -78,18 +84,19 @@ def load(version_directory: Path, config: ModelConfig, placement: Placement, *, 
             f"model '{config.name}' is placed on GPU {placement.gpu}, and onnxruntime could not start its CUDA "
             "provider; check the driver and the CUDA libraries, or use KIND_CPU"
         )
-    return OnnxSession(session, config, complete=complete)
+    return OnnxSession(session, version_directory, config, complete=complete)
 
 
 class OnnxSession:
     """`inputs` and `outputs` are the signature of the graph; one session serves any number of threads."""
 
-    def __init__(self, session: Any, config: ModelConfig, *, complete: bool) -> None:
+    def __init__(self, session: Any, directory: Path, config: ModelConfig, *, complete: bool) -> None:
         self.inputs = {node.name: _signature(node, config.name) for node in session.get_inputs()}
         self.outputs = {node.name: _signature(node, config.name) for node in session.get_outputs()}
         self.config = completed(config, self.inputs, self.outputs) if complete else config
         check_tensors(self.config)
         check_agreement(self.config, self.inputs, self.outputs)
+        self.generator = _generator(session, directory, self.config)
         self._session = session
         signature = (*self.inputs.values(), *self.outputs.values())
         self._run = _run_values if any(tensor.datatype is _BF16 for tensor in signature) else _run_arrays
@@ -98,6 +105,8 @@ class OnnxSession:
 
     def close(self) -> None:
         """onnxruntime frees what it holds with its session."""
+        if self.generator is not None:
+            self.generator.close()
 
     def execute(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
         ready = {name: _feed(self.inputs[name], array) for name, array in feeds.items()}
@@ -119,6 +128,17 @@ class OnnxSession:
                 for symbol, size in zip(node.shape, feeds[node.name].shape, strict=False):
                     sizes.setdefault(str(symbol), set()).add(size)
         return any(len(found) > 1 for found in sizes.values())
+
+
+def _generator(session: Any, directory: Path, config: ModelConfig) -> Generator | None:
+    """A decoder answers tensors whether or not it can answer text."""
+    if not is_decoder(session):
+        return None
+    try:
+        return generator(directory, config, GraphExecutor(session))
+    except MissingPackage as error:
+        log.warning("model '%s' answers tensors only: %s", config.name, error)
+        return None
 
 
 def _run_arrays(session: Any, wanted: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:

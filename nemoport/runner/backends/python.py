@@ -57,6 +57,7 @@ class PythonSession:
     inputs: Mapping[str, TensorSignature] = {}
     outputs: Mapping[str, TensorSignature] = {}
     computes_only = False
+    generator = None
 
     def __init__(self, objects: Sequence[Any], config: ModelConfig, version: int) -> None:
         self.config, self._objects, self._version = config, objects, version

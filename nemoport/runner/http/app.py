@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -18,13 +18,16 @@ import nemoport
 from nemoport.runner.asking import ask, ask_all
 from nemoport.runner.contract import raw_input
 from nemoport.runner.http import generate as generation
+from nemoport.runner.http import openai, texts
 from nemoport.runner.http.exchange import (
     BINARY,
     EVENTS,
     JSON,
     Answer,
     Call,
+    Later,
     Stream,
+    aside,
     disconnected,
     error_answer,
     json_answer,
@@ -32,6 +35,7 @@ from nemoport.runner.http.exchange import (
     read_body,
     send_answer,
     send_stream,
+    unless_left,
     unpacked,
 )
 from nemoport.runner.http.wire import RAW_FORM, Form, format_response, parse_json, parse_request
@@ -43,12 +47,10 @@ from nemoport.runner.server import EXTENSIONS, Server
 
 log = logging.getLogger(__name__)
 
-_SMALL = 2**18  # bytes that are read or written in less time than a thread takes to wake
 _ONE_RESPONSE = (
     "generate expects model to produce exactly 1 response, use generate stream for model that generates various number "
     "of responses"
 )
-_Made = TypeVar("_Made")
 _HEADER_LENGTH = b"inference-header-content-length"
 _LONGEST_VERSION = 19  # digits of 2^63
 
@@ -86,14 +88,16 @@ async def infer(server: Server, call: Call, threads: Executor) -> Answer:
     target = server.find(call.model, call.version)
     if target.decoupled:
         raise Refusal("HTTP end point doesn't support models with decoupled transaction policy", Code.UNSUPPORTED)
-    request, form = await _aside(threads, len(call.body), _read_infer, target, call)
+    request, form = await aside(threads, len(call.body), _read_infer, target, call)
     response = await ask(target, request, call.left)
     size = sum(output.array.nbytes for output in response.outputs)
-    return await _aside(threads, size, _written_infer, response, form, call)
+    return await aside(threads, size, _written_infer, response, form, call)
 
 
-async def generate(server: Server, call: Call, threads: Executor) -> Answer:
+async def generate(server: Server, call: Call, threads: Executor) -> Answer | Later:
     target = server.find(call.model, call.version)
+    if target.generator:
+        return Later(texts.generate(target, target.generator, call, threads))
     request = generation.request_of(unpacked(call), target.contract)
     answers = [response async for response in ask_all(target, request)]
     contents = [response.value() for response in answers if response.content is not None]
@@ -102,9 +106,11 @@ async def generate(server: Server, call: Call, threads: Executor) -> Answer:
     return error_answer(_ONE_RESPONSE, 200)  # 200 is Triton's
 
 
-async def generate_stream(server: Server, call: Call, threads: Executor) -> Answer | Stream:
+async def generate_stream(server: Server, call: Call, threads: Executor) -> Stream | Later:
     """The status waits for the first response, which may be an error."""
     target = server.find(call.model, call.version)
+    if target.generator:
+        return Later(texts.generate_stream(target, target.generator, call, threads))
     answers = ask_all(target, generation.request_of(unpacked(call), target.contract))
     first = await anext(answers)
     status = first.content.code.http if isinstance(first.content, Refusal) else 200
@@ -149,12 +155,6 @@ def unload(server: Server, call: Call) -> Answer:
     return Answer()
 
 
-async def _aside(threads: Executor, size: int, work: Callable[..., _Made], *arguments: Any) -> _Made:
-    if size <= _SMALL:
-        return work(*arguments)
-    return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
-
-
 def _read_infer(target: ModelVersion, call: Call) -> tuple[InferRequest, Form]:
     body = unpacked(call)
     header_length = _header_length(call, len(body))
@@ -170,7 +170,7 @@ def _written_infer(response: InferResponse, form: Form, call: Call) -> Answer:
     return packed(Answer(200, content, (BINARY, (_HEADER_LENGTH, b"%d" % json_length))), call)
 
 
-Handler = Callable[[Server, Call, Executor], Awaitable[Answer | Stream]]
+Handler = Callable[[Server, Call, Executor], Awaitable[Answer | Stream | Later]]
 
 
 def at_once(handler: Callable[[Server, Call], Answer]) -> Handler:
@@ -211,6 +211,10 @@ ROUTES = (
     Route(re.compile(_MODEL + "/ready"), "GET", at_once(model_ready)),
     Route(re.compile(_MODEL + "/config"), "GET", at_once(model_config)),
     Route(re.compile(_MODEL), "GET", at_once(model_metadata)),
+    Route(re.compile("/v1/models"), "GET", openai.models),
+    Route(re.compile("/v1/models/(?P<model>[^/]+)"), "GET", openai.model),
+    Route(re.compile("/v1/completions"), "POST", openai.completions),
+    Route(re.compile("/v1/chat/completions"), "POST", openai.chat_completions),
     Route(re.compile("/v2/repository/index"), "POST", in_thread(repository_index)),
     Route(re.compile("/v2/repository/models/(?P<model>[^/]+)/load"), "POST", in_thread(load)),
     Route(re.compile("/v2/repository/models/(?P<model>[^/]+)/unload"), "POST", in_thread(unload)),
@@ -233,7 +237,8 @@ def application(server: Server, threads: Executor, max_bytes: int) -> ASGIApp:
         headers = dict(scope["headers"])
         body = await read_body(receive, max_bytes)
         call = _call(match, headers, body, max_bytes, partial(disconnected, receive))
-        return await route.handler(server, call, threads)
+        answer = await route.handler(server, call, threads)
+        return await unless_left(receive, answer) if isinstance(answer, Later) else answer
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -6,9 +6,10 @@ import asyncio
 import json
 import zlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.types import Receive, Send
 
@@ -17,6 +18,8 @@ from nemoport.runner.refusal import Code, Refusal
 JSON = (b"content-type", b"application/json")
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 BINARY = (b"content-type", b"application/octet-stream")
+_SMALL = 2**18  # bytes that are read or written in less time than a thread takes to wake
+_Made = TypeVar("_Made")
 _PATIENCE = 16  # times the limit
 _WINDOWS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 
@@ -52,6 +55,32 @@ class Stream:
     status: int
     parts: AsyncGenerator[bytes, None]
     headers: tuple[tuple[bytes, bytes], ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """An answer that takes long to make, and is not made to its end when the client has gone."""
+
+    answer: Coroutine[Any, Any, Answer | Stream]
+
+
+async def unless_left(receive: Receive, later: Later) -> Answer | Stream:
+    making, left = asyncio.create_task(later.answer), asyncio.create_task(disconnected(receive))
+    try:
+        await asyncio.wait({making, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not making.done():
+            raise ConnectionError("the client left before its answer was made")
+        return await making
+    finally:
+        making.cancel()
+        left.cancel()
+
+
+async def aside(threads: Executor, size: int, work: Callable[..., _Made], *arguments: Any) -> _Made:
+    """Work on so many bytes: here when they are few, else in a thread, so that the loop goes on."""
+    if size <= _SMALL:
+        return work(*arguments)
+    return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
 
 
 def json_answer(value: Any) -> Answer:

@@ -20,6 +20,7 @@ from nemoport.exporters.targets.onnx.decoder import decoder
 from nemoport.exporters.targets.onnx.graph import Graph
 from nemoport.exporters.targets.onnx.layers import Tables
 from nemoport.exporters.targets.onnx.rope import tables
+from nemoport.exporters.targets.onnx.text import beside
 from nemoport.exporters.tensor import LazyTensor, cast
 from nemoport.spec import ModelSpec, Plan, Rope
 from nemoport.spec import tensors as canonical_tensors
@@ -40,6 +41,7 @@ def output(model: Model, plan: Plan) -> Output:
     dtype = plan.dtype or model.dtype
     _check(dtype, plan)
     spec, graph = model.spec, Graph(DATA)
+    graph.tell("max_positions", str(spec.max_positions))  # of which its inputs say nothing
     for name in canonical_tensors(spec):
         graph.weight(_slot(name, model.tensors[name], dtype))
     named = {rope: _tables(graph, number, rope, spec) for number, rope in enumerate(_ropes(spec))}
@@ -47,7 +49,7 @@ def output(model: Model, plan: Plan) -> Output:
     signature = _signature(spec, dtype)
     return Output(
         files=(graph.file(),),
-        sidecars={GRAPH: graph.serialize(signature)},
+        sidecars={GRAPH: graph.serialize(signature), **beside(model.checkpoint)},
         loads=LOADS[dtype],
         dtype=dtype,
         signature=signature,

@@ -28,6 +28,7 @@ class Graph:
         self._offsets: list[int] = []
         self._initializers: dict[str, TensorProto] = {}
         self._nodes: list[NodeProto] = []
+        self._told: dict[str, str] = {}
 
     def add(self, op: str, name: str, *inputs: str, **attributes: int | float | str | list[int]) -> str:
         self._nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
@@ -42,6 +43,10 @@ class Graph:
     def has(self, name: str) -> bool:
         """Whether a node makes this value already."""
         return any(node.name == name for node in self._nodes)
+
+    def tell(self, key: str, value: str) -> None:
+        """A line of the graph's metadata."""
+        self._told[key] = value
 
     def constant(self, *values: int) -> str:
         """A list of integers, kept inside the graph and written once."""
@@ -94,6 +99,7 @@ class Graph:
         model = helper.make_model(
             graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="nemoport"
         )
+        helper.set_model_props(model, self._told)
         content: bytes = model.SerializeToString(deterministic=True)
         return content
 

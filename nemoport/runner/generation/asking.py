@@ -1,0 +1,54 @@
+"""How a coroutine asks for a text: in pieces, or whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from nemoport.runner.asking import soon
+from nemoport.runner.generation.texts import Generator, Piece, TextRequest
+from nemoport.runner.refusal import Refusal
+
+
+async def pieces(generator: Generator, request: TextRequest) -> AsyncGenerator[Piece, None]:
+    """The text as it is made; its row is free once the iterator is closed."""
+    loop = asyncio.get_running_loop()
+    heard: asyncio.Queue[Piece | Refusal] = asyncio.Queue()
+    who = generator.submit(request, lambda piece: soon(loop, heard.put_nowait, piece))
+    try:
+        while True:
+            piece = await heard.get()
+            if isinstance(piece, Refusal):
+                raise piece
+            yield piece
+            if piece.reason:
+                return
+    finally:
+        who.cancel()
+
+
+async def whole(generator: Generator, request: TextRequest) -> Piece:
+    """The text in one piece; cancelled with the coroutine."""
+    loop, said = asyncio.get_running_loop(), list[str]()
+    ended: asyncio.Future[Piece | Refusal] = loop.create_future()
+
+    def settle(piece: Piece | Refusal) -> None:
+        if not ended.done():
+            ended.set_result(piece)
+
+    def deliver(piece: Piece | Refusal) -> None:
+        if isinstance(piece, Refusal):
+            soon(loop, settle, piece)
+            return
+        said.append(piece.text)
+        if piece.reason:
+            soon(loop, settle, Piece("".join(said), piece.tokens, piece.reason))
+
+    who = generator.submit(request, deliver)
+    try:
+        piece = await ended
+    finally:
+        who.cancel()
+    if isinstance(piece, Refusal):
+        raise piece
+    return piece

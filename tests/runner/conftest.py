@@ -1,0 +1,32 @@
+"""The demo's trained model as every kind of artifact that answers in text, in one repository."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nemoport.exporters import convert, stream
+from nemoport.spec import Plan
+
+CHECKPOINT = Path(__file__).parents[2] / "examples/demo/checkpoint"
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role | upper }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ bos_token }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def fables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models `onnx`, `hf` and `trtllm` (of two ranks), in float32 and with a chat template."""
+    root = tmp_path_factory.mktemp("fables")
+    for kind, tp in (("onnx", 1), ("hf", 1), ("trtllm", 2)):
+        made = tmp_path_factory.mktemp("made") / kind
+        stream.run(convert.plan(CHECKPOINT, kind, made, plan=Plan(tp=tp, dtype="float32")))
+        version = root / kind / "1"
+        shutil.copytree(made, version, ignore=shutil.ignore_patterns("manifest.json", "ledger.jsonl", "origin.json"))
+        (version / "chat_template.jinja").write_text(TEMPLATE)
+    threads = 'backend: "onnxruntime" parameters { key: "intra_op_thread_count" value { string_value: "1" } }'
+    (root / "onnx/config.pbtxt").write_text(threads)
+    return root
