@@ -1,0 +1,55 @@
+"""Continuous batching over every kind of state: latents, convolutions and state spaces, windows, experts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from families.test_transformers import CASES, VOCAB, save
+
+from nemoport import reference
+from nemoport.exporters import convert, source, stream
+from nemoport.reference.executor import ReferenceExecutor
+from nemoport.runner.generation.engine import Engine, Limits, Reason
+from nemoport.runner.generation.graph import GraphExecutor
+from nemoport.runner.generation.measured import Measured
+from nemoport.runner.generation.sampling import Sampling
+from nemoport.spec import Plan
+
+from .test_generation import ask
+
+MODELS = ("deepseek v3", "nemotron h, experts", "gemma2")
+
+
+def graph(model: Path, out: Path) -> Any:
+    stream.run(convert.plan(model, "onnx", out, plan=Plan(dtype="float32")))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return GraphExecutor(onnxruntime.InferenceSession(out / "model.onnx", options, providers=["CPUExecutionProvider"]))
+
+
+def plain(model: Path, out: Path) -> Any:
+    found = source.model(model)
+    return ReferenceExecutor(reference.load(found.spec, found.tensors, keep=1 << 30))
+
+
+@pytest.mark.parametrize("make", [graph, plain])
+@pytest.mark.parametrize("name", MODELS)
+def test_texts_are_the_same_alone_and_together(name: str, make: Any, tmp_path: Path) -> None:
+    save(CASES[name], tmp_path / "model")
+    executor, numbers = make(tmp_path / "model", tmp_path / "out"), np.random.default_rng(2)
+    asked = [
+        (numbers.integers(0, VOCAB, 2 + 3 * at).tolist(), 9 - at, Sampling(temperature=0.7 * (at % 2), seed=at))
+        for at in range(6)
+    ]
+    texts = []
+    for limits in (Limits(sequences=1, positions=128), Limits(sequences=4, positions=64)):
+        engine = Engine(name, executor, limits, Measured())
+        heard = [ask(engine, *stream) for stream in asked]
+        assert {each.wait() for each in heard} == {Reason.LENGTH}
+        texts.append([each.tokens for each in heard])
+        engine.close()
+    assert texts[0] == texts[1]
