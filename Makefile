@@ -12,6 +12,8 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 # How many rounds the kill, fuzz and load loops run in `make soak`.
 ROUNDS ?= 50
+# How many processes are killed in each kill loop of `make soak`.
+KILLS ?= 200
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -48,7 +50,7 @@ types: $(READY)  ## mypy, strict
 	$(BIN)/mypy
 
 soak: $(READY)  ## The kill, fuzz and load loops of the tests, long: ROUNDS=50
-	OMP_NUM_THREADS=1 NEMOPORT_SOAK_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -m soak --durations 5
+	OMP_NUM_THREADS=1 NEMOPORT_SOAK_ROUNDS=$(ROUNDS) NEMOPORT_SOAK_KILLS=$(KILLS) $(BIN)/python -m pytest -m soak --durations 5
 
 docs: $(READY)  ## The tables of the README, from the plug-ins
 	$(BIN)/python docs/generate.py

@@ -188,4 +188,4 @@ def _counts(found: Mapping[str, int]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(str(each) for each in value) or "-"
-    return str(value)
+    return "-" if value is None else str(value)

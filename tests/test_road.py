@@ -52,7 +52,8 @@ def test_the_road_from_a_checkpoint_to_a_served_model(tmp_path: Path) -> None:
     live = said("publish", second, "--model-repository", repository, "--name", "llama", "--promote")
     assert (live["version"], live["state"]) == (2, "live")
     (row,) = said("repo", "list", repository)["models"]
-    assert row == {"model": "llama", "live": [1, 2], "staged": [], "unlisted": []}
+    assert (row["model"], row["live"], row["staged"], row["unlisted"]) == ("llama", [1, 2], [], [])
+    assert [version["verdict"] for version in row["versions"]] == ["green", "green"]
     check_served(repository, "2")
 
 

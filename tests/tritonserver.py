@@ -112,13 +112,15 @@ class Refused(Exception):
 def tritonserver(
     repository: Path,
     *,
+    also: Sequence[Path] = (),
+    config_name: str = "",
     load: Sequence[str] | None = None,
     exit_on_error: bool = True,
     seconds: float = 60,
     flags: Sequence[str] = (),
 ) -> Iterator[Server]:
-    """Serve a repository until the block ends. `load` names the models of explicit mode (`*` is all of them); None is
-    the server's default mode, in which one model that fails keeps the server from starting."""
+    """Serve a repository, and `also` others, until the block ends. `load` names the models of explicit mode (`*` is
+    all of them); None is the server's default mode, in which one model that fails keeps the server from starting."""
     home = installation()
     http, grpc = _free_ports(2)
     region = f"nemoport_{os.getpid()}_{http}_"
@@ -127,7 +129,9 @@ def tritonserver(
     command = [
         *(["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []),
         str(home / "pytriton/tritonserver/bin/tritonserver"),
-        f"--model-repository={repository}",
+        *(f"--model-repository={place}" for place in (repository, *also)),
+        *([f"--model-config-name={config_name}"] if config_name else []),
+        f"--id={region}",
         f"--backend-directory={home / 'pytriton/tritonserver/backends'}",
         f"--cache-directory={home / 'pytriton/tritonserver/caches'}",
         *("--http-address=127.0.0.1", f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}"),
@@ -147,6 +151,8 @@ def tritonserver(
     try:
         server = Server(f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", log)
         _wait_until_ready(server, process, seconds)
+        if (name := server.get("/v2")["name"]) != region:
+            raise Refused(f"{server.http} is answered by another server, {name}, which took the port in between")
         yield server
     finally:
         _end(process)

@@ -1,30 +1,33 @@
 """`config.pbtxt`: written by a template, proofread with Triton's own schema.
 
-A config belongs to a model and is shared by all its versions. It is rendered once, when the first version is
-published; from then on it is its owner's, and only the list of live versions in it is changed.
+A config belongs to a model and is shared by all its versions. It is generated from the manifest of the version that is
+published first, and from `config.values.yaml` beside it (`values.py`), again whenever its owner asks for it. In between
+only the list of live versions in it is changed. A label is a second config, with other versions of the same tree.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from blake3 import blake3
 from google.protobuf import json_format, text_encoding, text_format
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from tritonclient.grpc import model_config_pb2
 
 from nemoport import artifact
-from nemoport.errors import DamagedInput, UnsupportedInput
+from nemoport.errors import DamagedInput, UnsupportedInput, UsageError
+from nemoport.repository import kinds
 
 FILE = "config.pbtxt"
+LABELS = "configs"
+"""The directory that --model-config-name looks into."""
+LABEL_MARK = "# The label "
 MAX_BATCH_SIZE = 8
 """Triton's own guess for a model that can batch is 4; 8 keeps a small GPU busy, and a [8, 4096, 32768] float32 logits
 tensor is still 4 GiB."""
-
-BATCH = "batch"
-"""The name of the axis that Triton batches over, in a signature."""
 
 DATA_TYPES = {
     "bool": "TYPE_BOOL",
@@ -42,17 +45,14 @@ DATA_TYPES = {
     "bfloat16": "TYPE_BF16",
     "string": "TYPE_STRING",
 }
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How Triton serves one kind of artifact. Its template is `templates/<kind>.config.pbtxt`."""
-
-    backend: str
-    filename: str
-
-
-KINDS = {"onnx": Kind(backend="onnxruntime", filename="model.onnx")}
+WORDS = {
+    "instance_group": "Copies of the weights. KIND_AUTO: on every GPU of the server, or on the CPU where it has none.",
+    "dynamic_batching": "Requests that wait together and fit together are run together.",
+    "model_warmup": "Sent before the model is ready, so that the first client does not pay for it.",
+    "parameters": "For the backend.",
+    "model_transaction_policy": "Decoupled: a request may have any number of answers.",
+}
+"""What the generated config says above a field."""
 
 
 @dataclass(frozen=True)
@@ -73,50 +73,65 @@ class Config:
     outputs: tuple[Tensor, ...]
     versions: tuple[int, ...]
     """The live versions; none where the policy is not `specific`."""
-    instance_kind: str = "KIND_AUTO"
-    instances: int = 1
+    tuning: Mapping[str, Any] = field(default_factory=dict)
+    """Every other field, in protobuf's JSON."""
 
     def shape(self, tensor: Tensor) -> tuple[int, ...]:
         """A tensor's whole shape, with the batch axis."""
         return (-1, *tensor.dims) if self.max_batch_size else tensor.dims
 
 
+OWN = ("name", "backend", "default_model_filename", "max_batch_size", "input", "output", "version_policy")
+"""The fields that are not tuning."""
+
+
 def from_artifact(made: artifact.Artifact, name: str, version: int, max_batch_size: int = MAX_BATCH_SIZE) -> Config:
-    """The config of a model whose only version is this artifact. A model batches when every tensor's first axis is
-    called `batch`."""
-    if made.kind not in KINDS:
-        raise UnsupportedInput(
-            f"an artifact of kind {made.kind} cannot be published yet, only {', '.join(KINDS)}; "
-            f"convert the checkpoint with --to {next(iter(KINDS))}"
-        )
-    kind = KINDS[made.kind]
-    if made.signature is None or kind.filename not in {file.path for file in made.files}:
-        raise DamagedInput(f"the {made.kind} artifact has no signature or no {kind.filename}; convert again")
-    tensors = (*made.signature.inputs, *made.signature.outputs)
-    batches = max_batch_size > 0 and all(tensor.shape[:1] == (BATCH,) for tensor in tensors)
+    """The config of a model whose only version is this artifact."""
+    kind = kinds.kind_of(made)
+    batch = max_batch_size if max_batch_size > 0 and kinds.batches(made) else 0
+    inputs = made.signature.inputs if made.signature else ()
+    outputs = made.signature.outputs if made.signature else ()
     return Config(
         name=name,
         backend=kind.backend,
         filename=kind.filename,
-        max_batch_size=max_batch_size if batches else 0,
-        inputs=tuple(_tensor(tensor, batches) for tensor in made.signature.inputs),
-        outputs=tuple(_tensor(tensor, batches) for tensor in made.signature.outputs),
+        max_batch_size=batch,
+        inputs=tuple(_tensor(tensor, batch > 0) for tensor in inputs),
+        outputs=tuple(_tensor(tensor, batch > 0) for tensor in outputs),
         versions=(version,),
+        tuning=normal(kinds.tuning(made, batch, DATA_TYPES), made.kind),
     )
 
 
-def render(kind: str, config: Config) -> str:
+def normal(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Fields of a config as protobuf's JSON writes them; one that Triton does not know is refused."""
+    try:
+        message = json_format.ParseDict(dict(fields), model_config_pb2.ModelConfig())
+    except json_format.ParseError as error:
+        raise UsageError(f"{place} says what is no field of a config: {error}") from error
+    found: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return found
+
+
+def render(config: Config) -> str:
     """The text of a config; what Triton reads from it is exactly the value."""
-    text: str = _environment().get_template(f"{kind}.config.pbtxt").render(config=config)
+    tuning = [(WORDS.get(name, ""), _text({name: value})) for name, value in sorted(config.tuning.items())]
+    text: str = _environment().get_template(FILE).render(config=config, tuning=tuning)
     found, wanted = _message(text, "the rendered config"), _as_message(config)
-    assert found == wanted, f"templates/{kind}.config.pbtxt says {found}, the config is {wanted}"
-    return text
+    assert found == wanted, f"templates/{FILE} says {found}, the config is {wanted}"
+    return f"{_SEAL}{_digest(text)}\n{text}"
+
+
+def edited(text: str) -> bool:
+    """Whether more than the list of live versions was changed since the text was generated."""
+    head, _, rest = text.partition("\n")
+    return head != f"{_SEAL}{_digest(rest)}"
 
 
 def parse(text: str, place: str) -> Config:
-    """What a config says of the things nemoport keeps; other fields may be there. `place` is for the error."""
+    """What a config says. `place` is for the error."""
     message = _message(text, place)
-    groups = message.get("instance_group", [{}])
+    listed = message.get("version_policy", {}).get("specific", {}).get("versions", [])
     return Config(
         name=message.get("name", ""),
         backend=message.get("backend", ""),
@@ -124,11 +139,8 @@ def parse(text: str, place: str) -> Config:
         max_batch_size=message.get("max_batch_size", 0),
         inputs=_tensors(message.get("input", [])),
         outputs=_tensors(message.get("output", [])),
-        versions=tuple(
-            int(number) for number in message.get("version_policy", {}).get("specific", {}).get("versions", [])
-        ),
-        instance_kind=groups[0].get("kind", "KIND_AUTO"),
-        instances=groups[0].get("count", 0),
+        versions=tuple(int(number) for number in listed),
+        tuning={name: value for name, value in message.items() if name not in OWN},
     )
 
 
@@ -151,12 +163,20 @@ def with_versions(text: str, versions: Sequence[int], place: str) -> str:
     return changed
 
 
+def labelled(text: str, label: str, version: int, live: Sequence[int], place: str) -> str:
+    """The config of a label: as the model's, but what it serves to requests that name no version is `version`. The live
+    versions before it stay, for clients that pin them."""
+    versions = sorted({version, *(number for number in live if number < version)})
+    mark = f"{LABEL_MARK}{label}, version {version}: for `--model-config-name {label}`. Follows {FILE}; do not edit.\n"
+    return mark + with_versions(text, versions, place)
+
+
 def mismatch(config: Config, wanted: Config) -> str | None:
     """Why a model with this config cannot serve an artifact whose own config would be `wanted`. A config may name
     fewer outputs and may narrow an input's varying axis to a number."""
-    for field in ("backend", "filename"):
-        if (has := getattr(config, field)) != (needs := getattr(wanted, field)):
-            return f"it has {field} {has!r}, this version needs {needs!r}"
+    for word in ("backend", "filename"):
+        if (has := getattr(config, word)) != (needs := getattr(wanted, word)):
+            return f"it has {word} {has!r}, this version needs {needs!r}"
     inputs = {tensor.name: tensor for tensor in wanted.inputs}
     outputs = {tensor.name: tensor for tensor in wanted.outputs}
     if missing := sorted(inputs.keys() ^ {tensor.name for tensor in config.inputs}):
@@ -178,6 +198,14 @@ def mismatch(config: Config, wanted: Config) -> str | None:
     return None
 
 
+_SEAL = "# generated: "
+
+
+def _digest(text: str) -> str:
+    """Of a generated text, whatever versions it lists."""
+    return blake3(_POLICY.sub("", text).encode()).hexdigest()[:16]
+
+
 _POLICY = re.compile(r"version_policy\s*:?\s*\{\s*specific\s*:?\s*\{\s*versions\s*:\s*\[[\d\s,]*\]\s*\}\s*\}")
 
 
@@ -191,6 +219,13 @@ def _environment() -> Environment:
     )
     environment.filters["quoted"] = lambda text: f'"{text_encoding.CEscape(text, as_utf8=True)}"'
     return environment
+
+
+def _text(fields: Mapping[str, Any]) -> str:
+    """Some fields as a config writes them."""
+    message = json_format.ParseDict(dict(fields), model_config_pb2.ModelConfig())
+    text: str = text_format.MessageToString(message, as_utf8=True)
+    return text
 
 
 def _message(text: str, place: str) -> dict[str, Any]:
@@ -211,12 +246,9 @@ def _as_message(config: Config) -> dict[str, Any]:
         "max_batch_size": config.max_batch_size,
         "input": [_row(tensor) for tensor in config.inputs],
         "output": [_row(tensor) for tensor in config.outputs],
-        "instance_group": [{"kind": config.instance_kind, "count": config.instances}],
         "version_policy": {"specific": {"versions": [str(number) for number in config.versions]}},
     }
-    if config.instance_kind == "KIND_AUTO":
-        del message["instance_group"][0]["kind"]
-    return {name: value for name, value in message.items() if value}
+    return {name: value for name, value in message.items() if value} | dict(config.tuning)
 
 
 def _row(tensor: Tensor) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from pathlib import Path, PurePosixPath
 from nemoport import artifact
 from nemoport.artifact import Artifact
 from nemoport.errors import DamagedInput, PolicyError, UsageError
-from nemoport.repository import config
-from nemoport.repository.storage import appear, changing, copy, need_room
+from nemoport.repository import config, history, journal, provenance, values
+from nemoport.repository.journal import Move
+from nemoport.repository.storage import changing, copy, need_room, settle_on_disk
 from nemoport.repository.versions import (
     STAGED,
     State,
@@ -36,13 +37,21 @@ class Published:
     """The same bytes were published before; nothing was done."""
 
 
-def publish(directory: Path, repository: Path, name: str, *, max_batch_size: int | None = None) -> Published:
+def publish(
+    directory: Path,
+    repository: Path,
+    name: str,
+    *,
+    max_batch_size: int | None = None,
+    triton_release: str | None = None,
+) -> Published:
     """Stage an artifact as the next version. The same bytes twice are the same version, so a command that was killed
-    can be repeated. `max_batch_size` is for the first version, whose config is the model's."""
+    can be repeated. `max_batch_size` and `triton_release` are for the first version, whose config is the model's."""
     check_name(name)
     made = artifact.read_manifest(directory)
-    wanted = config.from_artifact(made, name, 1, config.MAX_BATCH_SIZE if max_batch_size is None else max_batch_size)
-    _check_paths(directory, made)
+    said = _values(max_batch_size, triton_release)
+    wanted = values.generated(said, made, name, (1,))
+    check_paths(directory, made)
     artifact.verify(directory, made)
     with changing(repository, name) as scratch:
         known = _state(repository, name)
@@ -56,25 +65,49 @@ def publish(directory: Path, repository: Path, name: str, *, max_batch_size: int
         staged, evidence = f"{STAGED}{version}", evidence_of(repository, name) / str(version)
         copy(directory, scratch / "model" / staged, [file.path for file in served(made).files])
         copy(directory, scratch / "evidence", [file for file in EVIDENCE if (directory / file).is_file()])
-        if known:
-            appear(scratch / "model" / staged, known.model / staged, scratch / "evidence", evidence)
-        else:
-            text = config.render(made.kind, replace(wanted, versions=(version,)))
-            artifact.write_atomically(scratch / "model" / config.FILE, text.encode())
-            appear(scratch / "model", staging_area(repository) / name, scratch / "evidence", evidence)
+        for file, content in provenance.documents(made, scratch / "evidence", name, version).items():
+            (scratch / "evidence" / file).write_bytes(content)
+        if not known:
+            text = config.render(replace(wanted, versions=(version,)))
+            (scratch / "model" / config.FILE).write_text(text)
+            (scratch / "model" / values.FILE).write_text(values.write(said, made, name))
+        settle_on_disk(scratch)
+        arrives = (
+            Move(scratch / "model" / staged, known.model / staged)
+            if known
+            else Move(scratch / "model", staging_area(repository) / name)
+        )
+        event = history.following(
+            evidence_of(repository, name) / history.FILE,
+            "publish",
+            version,
+            known.live if known else (),
+            None,
+            {"artifact": artifact.identity(directory), "kind": made.kind},
+        )
+        journal.commit(repository, name, [arrives, Move(scratch / "evidence", evidence)], event)
         return _published(repository, state(repository, name), version, already=False)
+
+
+def _values(max_batch_size: int | None, triton_release: str | None) -> values.Values:
+    text = "" if max_batch_size is None else f"max_batch_size: {max_batch_size}\n"
+    return values.read(text if triton_release is None else values.with_release(text, triton_release), "the command")
 
 
 def verify(files: Path, evidence: Path, made: Artifact) -> None:
     """Compare a published version, its directory and its evidence, with its manifest."""
-    known = tuple(file for file in made.files if file.path in EVIDENCE)
-    artifact.verify(evidence, replace(made, files=known))
+    artifact.verify(evidence, kept(made))
     artifact.verify(files, served(made), evidence / artifact.LEDGER)
 
 
 def served(made: Artifact) -> Artifact:
     """The manifest of what lies in a version's directory."""
     return replace(made, files=tuple(file for file in made.files if file.path not in EVIDENCE))
+
+
+def kept(made: Artifact) -> Artifact:
+    """The manifest of what lies among its evidence."""
+    return replace(made, files=tuple(file for file in made.files if file.path in EVIDENCE))
 
 
 def _state(repository: Path, name: str) -> State | None:
@@ -119,7 +152,7 @@ def _check_config(known: State, wanted: config.Config, max_batch_size: int | Non
         )
 
 
-def _check_paths(directory: Path, made: Artifact) -> None:
+def check_paths(directory: Path, made: Artifact) -> None:
     for file in made.files:
         path = PurePosixPath(file.path)
         if path.is_absolute() or ".." in path.parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from nemoport.errors import UnsupportedInput, UsageError
 from nemoport.repository import config
 
 STAGED = "staging-"
+STABLE = "stable"
+"""The label of the version that config.pbtxt serves to requests that name none."""
 NUMBER = re.compile(r"0|[1-9][0-9]*")
 """What Triton takes for a version: no sign, no leading zero."""
 
@@ -26,7 +29,9 @@ class State:
     """Listed by the config and present."""
     staged: tuple[int, ...]
     unlisted: tuple[int, ...]
-    """A directory that Triton would take, and the config does not list: a promotion that was interrupted."""
+    """A directory that Triton would take, and config.pbtxt does not list: rolled back, retired, or only labelled."""
+    labels: Mapping[str, int]
+    """What each labelled config serves to requests that name no version. `stable` is config.pbtxt itself."""
     config: config.Config
 
     @property
@@ -36,9 +41,18 @@ class State:
 
     @property
     def next_up(self) -> int | None:
-        """The version that a promotion without a number means."""
-        waiting = max((*self.staged, *self.unlisted), default=-1)
+        """The version that a promotion without a number means. One that was rolled back has to be named."""
+        waiting = max(self.staged, default=-1)
         return waiting if waiting > max(self.live, default=-1) else None
+
+    @property
+    def every(self) -> tuple[int, ...]:
+        return tuple(sorted((*self.live, *self.staged, *self.unlisted)))
+
+    def names(self, version: int) -> tuple[str, ...]:
+        """The labels of a version."""
+        stable = (STABLE,) if version == self.served else ()
+        return stable + tuple(sorted(label for label, labelled in self.labels.items() if labelled == version))
 
     def directory(self, version: int) -> str:
         """The name of a version's directory inside the model's."""
@@ -84,6 +98,7 @@ def state(repository: Path, name: str) -> State:
         live=tuple(sorted(live)),
         staged=tuple(sorted(_numbers(model, STAGED) & known)),
         unlisted=tuple(sorted((numeric - live) & known)),
+        labels=_labels(model),
         config=parsed,
     )
 
@@ -93,7 +108,7 @@ def locate(repository: Path, name: str, version: str | None) -> Located:
     found = state(repository, name)
     every = {found.directory(number): number for number in (*found.live, *found.unlisted, *found.staged)}
     if version is None:
-        newest = max(found.staged, default=found.next_up)
+        newest = max(found.staged, default=None)
         number = found.served if newest is None else newest
         directory = "" if number is None else found.directory(number)
     else:
@@ -141,6 +156,15 @@ def evidence_of(repository: Path, name: str) -> Path:
 
 def evidence_area(repository: Path) -> Path:
     return _beside(repository, "evidence")
+
+
+def _labels(model: Path) -> dict[str, int]:
+    """Of the configs that labels compile to; others in that directory are their owner's."""
+    found = {}
+    for path in sorted((model / config.LABELS).glob("[!.]*.pbtxt")):
+        if (text := path.read_text()).startswith(config.LABEL_MARK):
+            found[path.stem] = max(config.parse(text, str(path)).versions)
+    return found
 
 
 def check_name(name: str) -> None:

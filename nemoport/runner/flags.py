@@ -1,4 +1,4 @@
-"""The flags of `serve`: tritonserver's, under its names and in its groups, and two of our own.
+"""The flags of `serve`: tritonserver's, under its names and in its groups, and a few of our own.
 
 Imported by the command line, so nothing heavy is imported here.
 """
@@ -57,6 +57,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--model-control-mode", default="none", help="none, explicit or poll."),
         Flag("--repository-poll-secs", "integer", 15, "Under poll control, how often to look."),
         Flag("--load-model", default=(), help="Under explicit control; repeatable, * alone loads all.", many=True),
+        Flag("--require-verified", "flag", False, "Load only what is byte for byte as published; not Triton's."),
+        Flag("--key", "path", (), "A public key that must have signed; repeatable; not Triton's.", many=True),
         Flag("--model-config-name", default="", help="Use configs/NAME.pbtxt of a model that has one."),
         *_lacking("loading models in parallel, or again", "model-load-thread-count", "model-load-retry-count"),
         *_lacking("namespaces of models", "model-namespacing"),

@@ -40,6 +40,8 @@ def loaded_model(
                 f"it is in {' and '.join(str(directory.parent) for directory in directories)}"
             )
         directory = directories[0]
+        if options.admit:
+            options.admit(directory)
         present = find_versions(directory)
         config = model_config(directory, directory / str(present[0]) if present else None, options, config_path)
         chosen = versions_to_serve(config, present)

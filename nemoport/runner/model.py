@@ -43,6 +43,8 @@ class LoadOptions:
     model_config_name: str = ""
     disable_auto_complete_config: bool = False
     allow_cpu_fallback: bool = False
+    admit: Callable[[Path], None] | None = None
+    """Refuses, by an error, a model's directory that may not be loaded."""
 
 
 DEFAULTS = LoadOptions()

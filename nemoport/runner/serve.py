@@ -69,6 +69,8 @@ class ServeOptions:
     allow_cpu_fallback: bool = False
     not_done: tuple[str, ...] = ()
     """Flags of LACKING that were given."""
+    admit: Callable[[Path], None] | None = None
+    """Refuses, by an error, a model's directory that may not be loaded."""
 
 
 def check_options(options: ServeOptions) -> None:
@@ -93,7 +95,12 @@ def load_models(options: ServeOptions) -> Server:
     check_options(options)
     return start(
         options.model_repository,
-        LoadOptions(options.model_config_name, options.disable_auto_complete_config, options.allow_cpu_fallback),
+        LoadOptions(
+            options.model_config_name,
+            options.disable_auto_complete_config,
+            options.allow_cpu_fallback,
+            options.admit,
+        ),
         explicit=options.model_control_mode == "explicit",
         load_model=options.load_model,
         exit_on_error=options.exit_on_error,

@@ -87,7 +87,7 @@ def in_repository(subject: Subject) -> Iterator[tuple[Path, str]]:
         model.mkdir()
         (model / "1").symlink_to(subject.files.resolve(), target_is_directory=True)
         wanted = config.from_artifact(subject.artifact, model.name, 1, config.MAX_BATCH_SIZE)
-        (model / config.FILE).write_text(config.render(subject.artifact.kind, wanted))
+        (model / config.FILE).write_text(config.render(wanted))
         yield model, "1"
 
 

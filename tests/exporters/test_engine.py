@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from nemoport.cli import Size
+from nemoport.cli.options import Size
 from nemoport.exporters import stream
 
 from .commands import anonymous, artifact_of, command, contents, converted, planned, process, sentence

@@ -14,7 +14,9 @@ CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shu
 NEVER = sys.maxsize
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["nemoport.repository.promote"])
+_processes.set_forkserver_preload(
+    ["nemoport.repository.labels", "nemoport.repository.transfer", "fsspec.implementations.local"]
+)
 
 
 def kill_before(change: int, function: Callable[..., object], *arguments: object) -> None:
@@ -55,3 +57,26 @@ def _run(
     function(*arguments)
     if report:
         report.send(made)
+
+
+def started(function: Callable[..., object], *arguments: object) -> tuple[Any, Connection]:
+    """A process that waits for `go`, so that others can learn its id before it does anything."""
+    receiver, sender = _processes.Pipe(duplex=False)
+    process = _processes.Process(target=_wait_and_run, args=(receiver, function, arguments))
+    process.start()
+    return process, sender
+
+
+def go(waiting: tuple[Any, Connection]) -> None:
+    """Let it run; it must be killed by somebody."""
+    process, sender = waiting
+    sender.send(None)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL, f"ended with {process.exitcode}"
+    process.close()
+    sender.close()
+
+
+def _wait_and_run(receiver: Connection, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    receiver.recv()
+    function(*arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,38 @@ def make_artifact(directory: Path, seed: int = 1, signature: Signature = SIGNATU
     return directory
 
 
+MODEL_PY = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        read = pb_utils.get_input_tensor_by_name
+        return [
+            pb_utils.InferenceResponse([pb_utils.Tensor("Y", read(request, "X").as_numpy() * {seed})])
+            for request in requests
+        ]
+"""
+
+
+def make_python(directory: Path, seed: int = 1, kind: str = "python") -> Path:
+    """A python model, Y = seed * X, which a real tritonserver runs."""
+    directory.mkdir(parents=True)
+    (directory / "model.py").write_text(MODEL_PY.format(seed=seed))
+    (directory / artifact.LEDGER).write_text("")
+    made = Artifact(
+        kind=kind,
+        spec=SPEC,
+        plan=Plan(),
+        dtype="float32",
+        files=tuple(artifact.describe(directory / name, directory) for name in ("model.py", artifact.LEDGER)),
+        loads=("Triton",),
+        source={"format": "by hand"},
+        signature=Signature((Tensor("X", "float32", ("n",)),), (Tensor("Y", "float32", ("n",)),)),
+    )
+    artifact.write_manifest(directory, made)
+    return directory
+
+
 def write_verdict(directory: Path, passed: bool = True) -> None:
     verdict = {"passed": passed, "artifact": artifact.identity(directory)}
     (directory / artifact.REPORT).write_bytes(artifact.json_bytes(verdict))
@@ -64,7 +97,8 @@ def publish_proven(directory: Path, repository: Path, name: str = "m") -> int:
     """Publish and promote; the version."""
     published = publish(directory, repository, name)
     write_verdict(published.evidence)
-    return promote(repository, name, str(published.version)).version
+    promote(repository, name, str(published.version))
+    return published.version
 
 
 def check_loadable(repository: Path) -> None:
@@ -81,13 +115,16 @@ def check_loadable(repository: Path) -> None:
 
 
 def tree(repository: Path) -> dict[str, bytes | None]:
-    """Every path of a repository and of what lies beside it; directories are None."""
+    """Every path of a repository and of what lies beside it, without the times of events; directories are None."""
     return {
-        str(path.relative_to(repository.parent)): path.read_bytes() if path.is_file() else None
+        str(path.relative_to(repository.parent)): _TIMES.sub(b"", path.read_bytes()) if path.is_file() else None
         for place in repository.parent.glob(f"{repository.name}*")
         for path in sorted(place.rglob("*"))
         if path.name != ".lock"
     }
+
+
+_TIMES = re.compile(rb'"(when|previous)": "[^"]*"')
 
 
 def _write_graph(directory: Path, seed: int) -> None:

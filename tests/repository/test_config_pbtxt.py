@@ -13,7 +13,8 @@ from nemoport import artifact
 from nemoport.artifact import Signature, Tensor
 from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.repository import config
-from nemoport.repository.config import DATA_TYPES, KINDS, Config, from_artifact, mismatch, parse, render, with_versions
+from nemoport.repository.config import DATA_TYPES, Config, from_artifact, mismatch, parse, render, with_versions
+from nemoport.repository.kinds import KINDS
 
 from .made import IDS, LOGITS, SIGNATURE, make_artifact
 
@@ -26,7 +27,7 @@ def _config(tmp_path: Path, signature: Signature = SIGNATURE, **options: int) ->
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rendered_config_reads_back_as_the_value_it_came_from(tmp_path: Path, kind: str) -> None:
     value = _config(tmp_path)
-    assert parse(render(kind, value), "here") == value
+    assert parse(render(value), "here") == value
 
 
 def test_the_batch_axis_is_left_out_of_dims_and_other_named_axes_vary(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_a_model_without_a_batch_axis_has_whole_shapes(tmp_path: Path) -> None:
     value = _config(tmp_path, signature)
     assert value.max_batch_size == 0
     assert [tensor.dims for tensor in (*value.inputs, *value.outputs)] == [(-1, -1), (5, -1)]
-    assert parse(render("onnx", value), "here") == value
+    assert parse(render(value), "here") == value
 
 
 def test_the_batch_size_is_an_option(tmp_path: Path) -> None:
@@ -55,12 +56,12 @@ def test_every_data_type_is_one_of_tritons() -> None:
 @pytest.mark.parametrize("name", ['say "hi"', "back\\slash", "/layers.0/Add:0", "ünïcode", "{{ braces }}", "new\nline"])
 def test_any_tensor_name_survives(tmp_path: Path, name: str) -> None:
     value = _config(tmp_path, Signature(inputs=(Tensor(name, "int64", ("batch", 1)),), outputs=(LOGITS,)))
-    assert parse(render("onnx", value), "here") == value
+    assert parse(render(value), "here") == value
 
 
 def test_kinds_that_cannot_be_published_are_refused_by_name(tmp_path: Path) -> None:
     made = artifact.read_manifest(make_artifact(tmp_path / "artifact", kind="trtllm"))
-    with pytest.raises(UnsupportedInput, match="kind trtllm cannot be published yet, only onnx"):
+    with pytest.raises(UnsupportedInput, match="kind trtllm cannot be published: Triton serves the engines"):
         from_artifact(made, "m", 1)
 
 
@@ -80,7 +81,7 @@ def test_a_template_that_uses_an_unknown_name_fails() -> None:
 
 
 def test_changing_the_live_versions_keeps_everything_else(tmp_path: Path) -> None:
-    text = render("onnx", _config(tmp_path)) + "\n# mine\ndynamic_batching { max_queue_delay_microseconds: 100 }\n"
+    text = render(_config(tmp_path)) + "\n# mine\noptimization { priority: PRIORITY_MAX }\n"
     changed = with_versions(text, (2, 1), "here")
     assert parse(changed, "here").versions == (1, 2)
     assert changed.replace("[ 1, 2 ]", "[ 1 ]") == text

@@ -112,9 +112,9 @@ def test_a_config_that_cannot_serve_the_version_is_refused(tmp_path: Path, repos
 def test_what_was_edited_in_the_config_is_kept(tmp_path: Path, repository: Path) -> None:
     publish_proven(make_artifact(tmp_path / "a"), repository)
     path = repository / "m" / config.FILE
-    path.write_text(path.read_text() + "\n# ours\ndynamic_batching { }\n")
+    path.write_text(path.read_text() + "\n# ours\noptimization { priority: PRIORITY_MAX }\n")
     publish_proven(make_artifact(tmp_path / "b", seed=2), repository)
-    assert path.read_text().endswith("\n# ours\ndynamic_batching { }\n")
+    assert path.read_text().endswith("\n# ours\noptimization { priority: PRIORITY_MAX }\n")
     assert state(repository, "m").live == (1, 2)
 
 
@@ -133,13 +133,14 @@ def test_promoting_twice_is_promoting_once(tmp_path: Path, repository: Path) -> 
     assert tree(repository) == before
 
 
-def test_an_interrupted_promotion_is_continued(tmp_path: Path, repository: Path) -> None:
+def test_a_version_that_config_does_not_list_has_to_be_named(tmp_path: Path, repository: Path) -> None:
     publish_proven(make_artifact(tmp_path / "a"), repository)
     published = publish(make_artifact(tmp_path / "b", seed=2), repository, "m")
     write_verdict(published.evidence)
     published.path.rename(repository / "m" / "2")
     assert state(repository, "m").unlisted == (2,)
-    assert promote(repository, "m").live == (1, 2)
+    assert promote(repository, "m").live == (1,)
+    assert promote(repository, "m", "2").live == (1, 2)
 
 
 def test_an_older_staged_version_can_be_chosen(tmp_path: Path, repository: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from nemoport import artifact
 from nemoport.artifact import Signature, Tensor
 from nemoport.errors import DamagedInput, MachineError, PolicyError, UnsupportedInput, UsageError
-from nemoport.repository import config, storage
+from nemoport.repository import config, lock, storage
 from nemoport.repository.promote import promote
 from nemoport.repository.publish import publish
 from nemoport.repository.versions import locate, models, state
@@ -33,11 +33,15 @@ def test_the_first_version_of_a_new_model_stays_out_of_the_repository(tmp_path: 
     assert set(tree(repository)) == {
         "repository.staging/m",
         "repository.staging/m/config.pbtxt",
+        "repository.staging/m/config.values.yaml",
         "repository.staging/m/staging-1",
         "repository.staging/m/staging-1/model.onnx",
         "repository.staging/m/staging-1/model.onnx.data",
         "repository.evidence/m",
+        "repository.evidence/m/history.jsonl",
         "repository.evidence/m/1",
+        "repository.evidence/m/1/sbom.cdx.json",
+        "repository.evidence/m/1/statement.intoto.json",
         "repository.evidence/m/1/manifest.json",
         "repository.evidence/m/1/ledger.jsonl",
         "repository.evidence/m/1/origin.json",
@@ -149,7 +153,7 @@ def test_what_a_killed_process_left_is_gone_after_the_next_publish(tmp_path: Pat
     before = tree(repository)
     stale = tmp_path / "repository.staging/.publish-999999999/model"
     stale.mkdir(parents=True)
-    (tmp_path / "repository.evidence/m/publishing-2").mkdir()
+    (tmp_path / "repository.evidence/..journal.999999999").write_text("half")
     (repository / "m/.config.pbtxt.999999999").write_text("half")
     publish(tmp_path / "a", repository, "m")
     assert tree(repository) == before
@@ -158,11 +162,11 @@ def test_what_a_killed_process_left_is_gone_after_the_next_publish(tmp_path: Pat
 def test_one_process_at_a_time_changes_a_repository(
     tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "PATIENCE", 0)
+    monkeypatch.setattr(lock, "PATIENCE", 0)
     made = make_artifact(tmp_path / "a")
     with (
         storage.changing(repository, "m"),
-        pytest.raises(MachineError, match=f"another nemoport \\(process {os.getpid()}\\)"),
+        pytest.raises(MachineError, match=f"another nemoport \\(.*, process {os.getpid()}, since 2"),
     ):
         publish(made, repository, "m")
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from tritonserver import Refused, Server, tritonserver
 
+from nemoport.repository.labels import label
 from nemoport.repository.promote import promote
 from nemoport.repository.publish import publish
+from nemoport.repository.verify import admit, verify
 from nemoport.repository.versions import staging_area, state
+from nemoport.runner.model import LoadOptions
+from nemoport.runner.serve import serving
+from nemoport.runner.server import start
 
-from .made import make_artifact, publish_proven, write_verdict
+from .made import make_artifact, make_python, publish_proven, write_verdict
 
 
 def _answer(server: Server, version: str = "") -> tuple[str, Sequence[float]]:
@@ -85,3 +92,34 @@ def test_evidence_at_the_root_would_stop_the_server(tmp_path: Path) -> None:
     (repository / ".evidence").mkdir()
     with pytest.raises(Refused, match="failed to load all models"), tritonserver(repository):
         pass
+
+
+def test_one_tree_serves_stable_and_canary(tmp_path: Path) -> None:
+    """The label's config, with --model-config-name, on a real server and on ours; a name without a config is stable."""
+    repository = tmp_path / "repository"
+    publish_proven(make_python(tmp_path / "a"), repository)
+    write_verdict(publish(make_python(tmp_path / "b", seed=2), repository, "m").evidence)
+    label(repository, "m", "canary", "2")
+    body = {"inputs": [{"name": "X", "datatype": "FP32", "shape": [1], "data": [3.0]}]}
+    for name, index, answer in (("", ["1"], 3), ("canary", ["1", "2"], 6), ("other", ["1"], 3)):
+        with tritonserver(repository, config_name=name) as server:
+            assert sorted(version for _, version in server.index()) == index
+            assert server.post("/v2/models/m/infer", body)["outputs"][0]["data"] == [answer]
+        ours = start([repository], LoadOptions(model_config_name=name))
+        assert sorted(row["version"] for row in ours.index()) == index
+        with serving(ours) as address, urlopen(f"http://{address}/v2/models/m/infer", json.dumps(body).encode()) as got:
+            assert json.loads(got.read())["outputs"][0]["data"] == [answer]
+        ours.close()
+
+
+def test_a_repository_that_was_served_is_still_verified(tmp_path: Path) -> None:
+    """A server puts compiled modules beside a python model. They are no problem, and are gone before a server that
+    wants verified models loads it, because Python would run them in place of the source."""
+    repository = tmp_path / "repository"
+    publish_proven(make_python(tmp_path / "a"), repository)
+    with tritonserver(repository):
+        pass
+    assert list(repository.rglob("*.pyc"))
+    assert [row.problem for row in verify(repository)] == [None, None]
+    admit(repository / "m")
+    assert not list(repository.rglob("*.pyc"))

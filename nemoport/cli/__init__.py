@@ -8,61 +8,15 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from nemoport import __version__
-from nemoport.errors import NemoportError, PolicyError, UsageError
+from nemoport.cli.options import PATH, Size, Verbs, adapter_option, config_option, json_option, numbers
+from nemoport.cli.repo import repo
+from nemoport.errors import PolicyError, UsageError
 from nemoport.runner.flags import FLAGS, KINDS, LACKING, Flag
-
-
-class Verbs(click.Group):
-    """A group whose errors are one sentence on stderr and the exit code of their class."""
-
-    def invoke(self, context: click.Context) -> Any:
-        try:
-            return super().invoke(context)
-        except NemoportError as error:
-            _fail(str(error), error.exit_code)
-        except OSError as error:
-            _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 4)
-        except KeyboardInterrupt:
-            _fail("interrupted; the same command continues where it stopped", 130)
-
-
-UNITS = {"": 1, "B": 1}
-UNITS |= {f"{letter}{i}B": (1024 if i else 1000) ** n for n, letter in enumerate("KMGT", 1) for i in ("", "I")}
-
-
-class Size(click.ParamType[int]):
-    """A number of bytes with a unit: 512MiB, 2GB, 1073741824."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
-        text = str(value).strip().upper()
-        number = text.rstrip("KMGTIB")
-        try:
-            return int(float(number) * UNITS[text[len(number) :]])
-        except (KeyError, ValueError):
-            self.fail(f"{value!r} is no size; write 512MiB or 2GB", param, context)
-
-
-PATH = click.Path(path_type=Path)
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; logs go to stderr.")
-config_option = click.option(
-    "--config",
-    "config_file",
-    type=PATH,
-    metavar="FILE",
-    help="The architecture, JSON or YAML, in Megatron-core's words.",
-)
-
-
-adapter_option = click.option(
-    "--adapter", type=PATH, metavar="DIR", help="A LoRA of this checkpoint: Megatron-Bridge, NeMo 2.0 or PEFT."
-)
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -237,21 +191,31 @@ def validate(
 @click.argument("artifact", type=PATH)
 @click.option("--model-repository", "--model-store", type=PATH, required=True, metavar="REPO")
 @click.option("--name", required=True, help="The model's name in the repository.")
+@click.option("--max-batch-size", "--max_batch_size", type=int, help="Of the model's first version. Default: 8.")
+@click.option("--triton-release", metavar="YY.MM", help="The release that shall load it, for the first version.")
 @click.option("--promote", "promote_it", is_flag=True, help="Make it live at once, if its validation was green.")
 @json_option
-def publish_(artifact: Path, model_repository: Path, name: str, promote_it: bool, as_json: bool) -> None:
+def publish_(
+    artifact: Path,
+    model_repository: Path,
+    name: str,
+    max_batch_size: int | None,
+    triton_release: str | None,
+    promote_it: bool,
+    as_json: bool,
+) -> None:
     """Stage an artifact as the next version of a model, with a generated config."""
     from nemoport import show
     from nemoport.repository.promote import promote
     from nemoport.repository.publish import publish
 
-    published = publish(artifact, model_repository, name)
+    published = publish(artifact, model_repository, name, max_batch_size=max_batch_size, triton_release=triton_release)
     if not as_json:
         show.line(f"{'found' if published.already else 'staged'} {name} version {published.version}: {published.path}")
     if promote_it:
         promoted = promote(model_repository, name, str(published.version))
         if not as_json:
-            show.line(f"promoted {name} version {promoted.version}; live: {_numbers(promoted.live)}")
+            show.line(f"promoted {name} version {promoted.version}; live: {numbers(promoted.live)}")
     if as_json:
         show.json(
             {"model": name, "version": published.version, "state": "live" if promote_it else published.path.name}
@@ -301,6 +265,14 @@ def serve(repositories: tuple[Path, ...], model_repository: tuple[Path, ...], **
     from nemoport.runner.serve import ServeOptions
     from nemoport.runner.serve import serve as run
 
+    require_verified, keys = options.pop("require_verified"), options.pop("key")
+    if require_verified or keys:
+        from functools import partial
+
+        from nemoport.repository import signing
+        from nemoport.repository.verify import admit
+
+        options["admit"] = partial(admit, keys=[signing.public_key(key) for key in keys])
     lacking = {name: options.pop(name.removeprefix("--").replace("-", "_")) for name in LACKING}
     given = tuple(name for name, value in lacking.items() if value)
     run(ServeOptions(model_repository=(*repositories, *model_repository), not_done=given, **options))
@@ -368,44 +340,7 @@ def check_(
         sys.exit(1)
 
 
-@main.group()
-def repo() -> None:
-    """The versions of a repository's models."""
-
-
-@repo.command("list")
-@click.argument("repository", type=PATH)
-@json_option
-def repo_list(repository: Path, as_json: bool) -> None:
-    """Every model with its live, staged and unlisted versions."""
-    from nemoport import show
-    from nemoport.repository.versions import models, state
-
-    states = [state(repository, name) for name in models(repository)]
-    table = [
-        {"model": each.name, "live": each.live, "staged": each.staged, "unlisted": each.unlisted} for each in states
-    ]
-    show.json({"models": table}) if as_json else show.table(table)
-
-
-@repo.command("promote")
-@click.argument("repository", type=PATH)
-@click.argument("name")
-@click.argument("version", required=False)
-@click.option("--force", is_flag=True, help="Promote in spite of a red verdict; recorded.")
-@json_option
-def repo_promote(repository: Path, name: str, version: str | None, force: bool, as_json: bool) -> None:
-    """Make a staged version live, if its validation was green."""
-    from nemoport import show
-    from nemoport.repository.promote import promote
-
-    promoted = promote(repository, name, version, force=force)
-    if as_json:
-        show.json({"model": name, "version": promoted.version, "live": promoted.live, "path": str(promoted.path)})
-    else:
-        show.line(f"promoted {name} version {promoted.version}; live: {_numbers(promoted.live)}")
-
-
+main.add_command(repo)
 repo.add_command(check_)
 
 
@@ -432,12 +367,3 @@ def _config(path: Path | None) -> Mapping[str, Any] | None:
     if not path.is_file():
         raise UsageError(f"--config {path} is no file")
     return mapping(path)
-
-
-def _numbers(versions: tuple[int, ...]) -> str:
-    return ", ".join(str(version) for version in versions) or "none"
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(code)
