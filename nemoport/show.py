@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from nemoport.check import Report as Checked
     from nemoport.check.repair import Done
     from nemoport.exporters.convert import Row
+    from nemoport.pipeline import Need, Planned
+    from nemoport.pipeline.run import Step
     from nemoport.validation.report import Check, Report, Service, Summary
 
 _out = Console(highlight=False)
@@ -160,6 +162,32 @@ def findings(found: Checked, done: Sequence[Done]) -> None:
     else:
         said = "nothing found"
     line(f"{said} in {len(found.looked_at)} looked at: {found.root}")
+
+
+def pipeline(planned: Sequence[Planned], needed: Need, max_memory: int) -> None:
+    """What a build will do."""
+    table(
+        [
+            {
+                "model": each.wanted.name,
+                "to": each.wanted.to,
+                "writes": "in the cache" if each.converted else f"{each.job.bytes:,} bytes",
+                "steps": ", ".join(each.steps),
+            }
+            for each in planned
+        ]
+    )
+    line(
+        f"{needed.bytes:,} bytes to convert, {needed.free:,} free; at least {needed.seconds:.0f} s; memory within "
+        f"{max_memory / 2**20:.0f} MiB for a conversion, and what the reference needs to validate"
+    )
+
+
+def step(found: Step) -> None:
+    """One step of a build, when it ends, on stderr: stdout is for data."""
+    mark = {"did": "[green]done[/green]", "found done": "as before", "failed": "[red]FAILED[/red]"}[found.status]
+    what = f"{found.model or 'repository'}: {found.verb}"
+    _err.print(f"{escape(what)} {mark} {escape(found.said)} ({found.seconds:.1f} s)", soft_wrap=True)
 
 
 @contextmanager

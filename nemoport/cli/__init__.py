@@ -340,6 +340,48 @@ def check_(
         sys.exit(1)
 
 
+@main.command()
+@click.argument("pipeline", type=PATH)
+@click.option("--only", multiple=True, metavar="NAME", help="A model of the file; repeatable.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Models at a time.")
+@click.option("--max-memory", type=Size(), default="512MiB", show_default=True, help="Cap on memory, of a conversion.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
+@click.option("--summary", "summary_in", type=PATH, metavar="FILE", help="Leave what was done as Markdown.")
+@json_option
+def build(
+    pipeline: Path,
+    only: tuple[str, ...],
+    jobs: int,
+    max_memory: int,
+    dry_run: bool,
+    summary_in: Path | None,
+    as_json: bool,
+) -> None:
+    """Make a whole repository from a file: convert, publish, validate, promote, check, push.
+
+    What was done before is found and not done again; a killed build continues.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from nemoport import pipeline as pipelines
+    from nemoport import show
+
+    wanted = pipelines.read(pipeline, only)
+    planned = pipelines.plan(wanted, max_memory)
+    needed = pipelines.need(wanted, planned)
+    if dry_run:
+        plan = {"models": [each.as_json() for each in planned], "bytes": needed.bytes, "seconds": needed.seconds}
+        show.json(plan) if as_json else show.pipeline(planned, needed, max_memory)
+        return
+    with show.progress("building", needed.bytes) as advance:
+        outcome = pipelines.run(wanted, planned, jobs=jobs, tell=show.step, progress=advance)
+    if summary_in is not None:
+        summary_in.write_text(pipelines.markdown(outcome))
+    if as_json:
+        show.json(outcome.as_json())
+    if outcome.exit_code:
+        sys.exit(outcome.exit_code)
+
+
 main.add_command(repo)
 repo.add_command(check_)
 

@@ -93,27 +93,27 @@ def workers_within(max_memory: int) -> int:
 def check_destination(job: Job) -> None:
     """Refuse a place that is taken by anything but the result of this very job."""
     if os.path.lexists(job.destination):
-        _finished_before(job, _fingerprint(job))
+        _finished_before(job, fingerprint(job))
 
 
 def run(job: Job, progress: Progress = lambda _: None) -> Artifact:
     """Write the artifact. Doing it again is no work; doing something else to the same place is an error."""
     _check_complete(job)
-    fingerprint = _fingerprint(job)
+    known = fingerprint(job)
     if os.path.lexists(job.destination):
-        return _finished_before(job, fingerprint)
+        return _finished_before(job, known)
     partial = job.destination.with_name(f".{job.destination.name}.partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with _journal(partial, fingerprint) as journal:
+        with _journal(partial, known) as journal:
             if os.path.lexists(job.destination):  # another process has finished meanwhile
                 shutil.rmtree(partial)
-                return _finished_before(job, fingerprint)
+                return _finished_before(job, known)
             try:
                 _check_room(job, partial)
                 job.prepare()
                 digests = _fill(job, partial, journal, progress)
-                return _finish(job, partial, digests, fingerprint)
+                return _finish(job, partial, digests, known)
             except Exception:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
@@ -166,6 +166,8 @@ def _journal(partial: Path, fingerprint: str) -> Iterator[Journal]:
             stream.write(json.dumps([fingerprint]).encode() + b"\n")
             stream.flush()
             rows = rows[:0]
+        for half in partial.glob(f".{MANIFEST}.*"):  # written when it was killed
+            half.unlink()
         done = {(row[0], row[1]): row[2] for row in rows if len(row) == 3}
         yield Journal(done, stream, Lock())
 
@@ -365,7 +367,7 @@ def _check_room(job: Job, partial: Path) -> None:
         )
 
 
-def _fingerprint(job: Job) -> str:
+def fingerprint(job: Job) -> str:
     """What makes two runs the same job: this version, the plan, the layout of every output, and the source's files."""
     sources = [job.model.checkpoint.path, *([job.adapter] if job.adapter else [])]
     facts = {
