@@ -17,6 +17,7 @@ step publish "$out/fables-onnx" --model-repository "$out/repository" --name fabl
 step validate "$out/repository" --model fables
 step repo promote "$out/repository" fables
 step repo list "$out/repository"
+step check "$out/repository"
 
 printf '\n\033[1m$ nemoport serve %s --http-port %s &\033[0m\n' "$out/repository" "$port"
 nemoport serve "$out/repository" --http-address 127.0.0.1 --http-port "$port" \
@@ -24,6 +25,14 @@ nemoport serve "$out/repository" --http-address 127.0.0.1 --http-port "$port" \
 server=$!
 trap 'kill "$server" 2>/dev/null || true' EXIT
 python "$here/generate.py" --address "127.0.0.1:$port" --model fables "${PROMPT:-The clever fox }"
+
+# The same model answers in text: the ONNX artifact carries the checkpoint's tokenizer.
+python - "127.0.0.1:$port" <<'END'
+import json, sys, urllib.request
+asked = {"text_input": "One snowy evening ", "max_tokens": 60, "temperature": 0}
+address = f"http://{sys.argv[1]}/v2/models/fables/generate"
+print(json.load(urllib.request.urlopen(address, json.dumps(asked).encode()))["text_output"])
+END
 kill "$server" && wait "$server" || true
 trap - EXIT
 
