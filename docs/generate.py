@@ -4,12 +4,13 @@ fails when they are stale."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from nemoport import plugins
 from nemoport.check.table import TABLE
 from nemoport.exporters import methods
+from nemoport.exporters.rules import Column
 
 DOCS = Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", DOCS / "check.md", DOCS / "quantization.md")
@@ -20,7 +21,7 @@ def tables() -> dict[str, str]:
     return {
         "readers": _table("reader | what it opens", _described("readers")),
         "adapters": _table("adapter | what it opens", _described("adapters")),
-        "families": _table("family | what it covers | read from | written as", _families()),
+        "families": _table("family | what it covers | read from | written as | quantized as", _families()),
         "targets": _table("`--to` | what it writes", _described("targets")),
         "rules": _table("code | level | what must hold", _rules()),
         "methods": _table(
@@ -54,7 +55,17 @@ def _families() -> Iterator[str]:
         columns = module.COLUMNS
         sources = [word for word in ("megatron", "huggingface") if word in columns]
         targets = ["`hf`"] * ("huggingface" in columns) + ["`trtllm`"] * ("trtllm" in columns) + ["`onnx`"]
-        yield f"`{name}` | {_first_sentence(module.__doc__ or '')} | {', '.join(sources)} | {', '.join(targets)}"
+        quantized = [f"`{target}`" for naming, target in _QUANTIZED.items() if _quantizes(columns, naming)]
+        words = ", ".join(sources), ", ".join(targets), ", ".join(quantized) or "-"
+        yield f"`{name}` | {_first_sentence(module.__doc__ or '')} | {' | '.join(words)}"
+
+
+_QUANTIZED = {"huggingface": "hf", "trtllm": "trtllm"}
+"""The names of a family, and the target that writes quantized weights under them."""
+
+
+def _quantizes(columns: Mapping[str, Column], naming: str) -> bool:
+    return naming in columns and methods.storable(columns[naming])
 
 
 def _rules() -> Iterator[str]:

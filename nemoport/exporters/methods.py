@@ -3,6 +3,7 @@ it, and `quantize` refuses what it does not allow."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -10,6 +11,7 @@ from types import ModuleType
 from nemoport import plugins
 from nemoport.exporters.dequantized import QUANTIZERS
 from nemoport.exporters.encoding import Encoding
+from nemoport.exporters.rules import Column, Rule
 
 DIALECTS: Mapping[str, str] = {"modelopt": "hf", "trtllm": "trtllm"}
 """Of quantized weights, and the target that writes it."""
@@ -35,6 +37,18 @@ class Row:
     shares: tuple[tuple[str, ...], ...]
     """Linears that get one scale."""
     alignment: str
+
+
+_OF_LINEARS = re.compile(r"layers\.\{i\}\.(attn|ffn)\.(?!.*(norm|router|conv|shared_gate)).*\.weight")
+
+
+def storable(column: Column) -> bool:
+    """Whether the names of a family have places for quantized linears: their rows must stay whole there."""
+    written: dict[str, Rule] = {}
+    for rule in column.rules:
+        for part in rule.parts:
+            written.setdefault(part.replace("{every}", "{e}"), rule)
+    return all(rule.layout.whole_rows for part, rule in written.items() if _OF_LINEARS.fullmatch(part))
 
 
 def rows() -> Iterator[Row]:
