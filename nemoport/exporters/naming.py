@@ -6,6 +6,7 @@ layer("model.layers.{i}.", {"self_attn.q_proj.*": "attn.q.*"})
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from nemoport.exporters.layouts import (
     EXPERTS,
@@ -44,6 +45,16 @@ def layer(prefix: str, names: Mapping[str, Parts], layout: Layout = WHOLE, dtype
     """`rules` below one layer, stored names below `prefix`."""
     below = {prefix + stored: tuple(LAYER + part for part in _several(parts)) for stored, parts in names.items()}
     return rules(below, layout, dtype)
+
+
+def bare(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """Hugging Face's names in a model without a head, which has no `model.` around it."""
+    return tuple(replace(rule, stored=rule.stored.removeprefix("model.")) for rule in headless(rules))
+
+
+def headless(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """Without the matrix that writes text."""
+    return tuple(rule for rule in rules if rule.parts != ("head.weight",))
 
 
 def _several(parts: Parts) -> tuple[str, ...]:

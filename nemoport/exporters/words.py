@@ -1,4 +1,4 @@
-"""A decoder as flat words: `heads`, `kv_heads`, `rope_base`... `spec_of` makes a ModelSpec of them and `words_of` is
+"""A model as flat words: `heads`, `kv_heads`, `rope_base`... `spec_of` makes a ModelSpec of them and `words_of` is
 its inverse. Configs are read into words and written from them.
 
 A word of a block is one value for all layers that have it. Where layers differ it is a `PerLayer`, one value a layer:
@@ -14,8 +14,11 @@ from nemoport.errors import DamagedInput
 from nemoport.spec import (
     Attention,
     Block,
+    Classifier,
     Dense,
+    Embedding,
     FeedForward,
+    Head,
     LanguageModel,
     LatentAttention,
     Mamba,
@@ -39,17 +42,30 @@ PLAIN: Mapping[str, Any] = {
     "zero_centered": False,
     "tied": False,
     "logit_softcap": None,
+    "labels": None,
+    "pooling": None,
+    "pooler": False,
+    "head_bias": False,
+    "temperature": 1.0,
+    "normalized": False,
+    "matryoshka": False,
     "embedding_scale": None,
+    "embedding_norm": False,
     "learned_positions": False,
+    "first_position": 0,
+    "token_types": 0,
+    "final_norm": True,
     "mixer": "attention",
     "ffn": "dense",
     "post_norms": False,
+    "norm_after": False,
     "rope_base": None,
     "rope_fraction": 1.0,
     "rope_scaling": None,
     "rope_interleaved": False,
     "latent_eps": 1e-6,
     "window": None,
+    "causal": True,
     "scale": None,
     "softcap": None,
     "qkv_bias": False,
@@ -75,7 +91,8 @@ PLAIN: Mapping[str, Any] = {
     "shared_gate": False,
 }
 """What a word means that a config has no key for. `rope_base` None: heads are not rotated. `shared_intermediate` None:
-no expert sees every token."""
+no expert sees every token. A model with `labels` is a classifier, one with a `pooling` and no labels embeds, any other
+writes text."""
 
 
 def collapsed(values: Sequence[Any]) -> Any:
@@ -113,10 +130,9 @@ def spec_of(family: str, words: Mapping[str, Any]) -> ModelSpec:
         hidden_size=words["hidden_size"],
         max_positions=words["max_positions"],
         norm=Norm(kind=words["norm"], eps=words["eps"], zero_centered=words["zero_centered"]),
-        head=LanguageModel(tied=words["tied"], softcap=words["logit_softcap"]),
+        head=_head(words),
         blocks=tuple(blocks),
-        embedding_scale=words["embedding_scale"],
-        learned_positions=words["learned_positions"],
+        **{word: words[word] for word in _OF_ENDS},
     )
 
 
@@ -137,10 +153,8 @@ def words_of(spec: ModelSpec) -> Words:
         "norm": spec.norm.kind,
         "eps": spec.norm.eps,
         "zero_centered": spec.norm.zero_centered,
-        "tied": spec.head.tied,
-        "logit_softcap": spec.head.softcap,
-        "embedding_scale": spec.embedding_scale,
-        "learned_positions": spec.learned_positions,
+        **{word: getattr(spec, word) for word in _OF_ENDS},
+        **_words_of_head(spec.head),
         **of_blocks,
     }
 
@@ -159,11 +173,22 @@ def relevant(words: Words) -> Words:
     return {word: value for word, value in words.items() if word not in absent}
 
 
-_OF_BLOCK = ("mixer", "ffn", "post_norms")
-_OF_ATTENTION = (
-    *("kv_heads", "head_dim", "rope_fraction"),
-    *("window", "scale", "softcap", "qkv_bias", "out_bias", "qk_norm", "sinks"),
-)
+_OF_ENDS = ("embedding_scale", "embedding_norm", "learned_positions", "first_position", "token_types", "final_norm")
+_OF_HEAD = {
+    LanguageModel: {"tied": "tied", "logit_softcap": "softcap"},
+    Embedding: {"pooling": "pooling", "normalized": "normalized", "matryoshka": "matryoshka"},
+    Classifier: {
+        "labels": "labels",
+        "pooling": "pooling",
+        "pooler": "pooler",
+        "head_bias": "bias",
+        "temperature": "temperature",
+    },
+}
+"""Our word, the head's own."""
+_OF_BLOCK = ("mixer", "ffn", "post_norms", "norm_after")
+_AS_IT_IS = ("window", "causal", "scale", "softcap", "qkv_bias", "out_bias", "qk_norm", "sinks")
+_OF_ATTENTION = ("kv_heads", "head_dim", "rope_fraction", *_AS_IT_IS)
 _OF_LATENT = ("q_rank", "kv_rank", "nope_dims", "v_dims", "rope_dims", "latent_eps")
 _OF_MAMBA = {
     "ssm_heads": "heads",
@@ -195,11 +220,23 @@ _HALVES = (
 _OF_A_HALF = tuple(word for *_, its in _HALVES for word in its)
 
 
+def _head(words: Mapping[str, Any]) -> Head:
+    kind: Any = Classifier if words["labels"] else Embedding if words["pooling"] else LanguageModel
+    head: Head = kind(**{its: words[our] for our, its in _OF_HEAD[kind].items()})
+    return head
+
+
+def _words_of_head(head: Head) -> Words:
+    plain = {word: PLAIN[word] for each in _OF_HEAD.values() for word in each}
+    return plain | {our: getattr(head, its) for our, its in _OF_HEAD[type(head)].items()}
+
+
 def _block(words: Mapping[str, Any]) -> Block:
     return Block(
         mixer=_MIXERS[words["mixer"]](words) if words["mixer"] else None,
         ffn=_FFNS[words["ffn"]](words) if words["ffn"] else None,
         post_norms=words["post_norms"],
+        norm_after=words["norm_after"],
     )
 
 
@@ -210,7 +247,7 @@ def _attention(words: Mapping[str, Any]) -> Attention:
     rope = None
     if words["rope_base"] is not None:
         rope = _rope(words, int(head_dim * words["rope_fraction"]), head_dim)
-    plain = {word: words[word] for word in ("window", "scale", "softcap", "qkv_bias", "out_bias", "qk_norm", "sinks")}
+    plain = {word: words[word] for word in _AS_IT_IS}
     return Attention(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rope=rope, **plain)
 
 
@@ -285,7 +322,7 @@ _FFNS: Mapping[str, Callable[[Mapping[str, Any]], FeedForward]] = {"dense": _den
 
 
 def _words_of_block(block: Block) -> Words:
-    words: Words = {"mixer": None, "ffn": None, "post_norms": block.post_norms}
+    words: Words = {"mixer": None, "ffn": None, "post_norms": block.post_norms, "norm_after": block.norm_after}
     match block.mixer:
         case Attention() as mixer:
             words |= {"mixer": "attention", **_words_of_attention(mixer)}

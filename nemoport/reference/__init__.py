@@ -1,4 +1,4 @@
-"""The meaning of a model: one plain torch decoder, the oracle that everything written is compared with.
+"""The meaning of a model: a plain torch decoder and encoder, the oracle that everything written is compared with.
 
 It is written from the papers and the `ModelSpec`, reads one matrix at a time, and so runs models larger than memory;
 it can run the ranks of a TensorRT-LLM checkpoint too, all in this process.
@@ -24,10 +24,22 @@ from nemoport.spec import ModelSpec
 
 if TYPE_CHECKING:
     from nemoport.reference.decoder import Decoder
+    from nemoport.reference.encoder import Encoder
     from nemoport.reference.ranks import RankedDecoder
     from nemoport.reference.weights import Observer
 
-__all__ = ["device", "greedy", "layer_by_layer", "load", "load_ranks", "logits", "rank_greedy", "rank_logits"]
+__all__ = [
+    "device",
+    "encode",
+    "greedy",
+    "layer_by_layer",
+    "load",
+    "load_encoder",
+    "load_ranks",
+    "logits",
+    "rank_greedy",
+    "rank_logits",
+]
 
 KEEP = 2 << 30
 """Bytes of weights that generation keeps in memory between its steps; the others are read again at each step."""
@@ -52,6 +64,25 @@ def logits(
     from nemoport.reference import generate
 
     return generate.logits(model, spec.vocab_size, tokens, mask)
+
+
+def encode(
+    spec: ModelSpec,
+    weights: Mapping[str, LazyTensor],
+    tokens: NDArray[Any],
+    *,
+    mask: NDArray[Any] | None = None,
+    token_types: NDArray[Any] | None = None,
+    dimensions: NDArray[Any] | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    observe: Observer | None = None,
+) -> NDArray[np.float32]:
+    """float32 [batch, hidden_size] of an embedding model, [batch, labels] of a classifier. `token_types` are of the
+    shape of `tokens`, all 0 where none are given. `dimensions` [batch]: how many of each vector are kept; the others
+    are 0."""
+    model = load_encoder(spec, weights, dtype=dtype, device=device, observe=observe)
+    return model.answers(tokens, mask, token_types, dimensions)
 
 
 def greedy(
@@ -146,6 +177,24 @@ def load(
 
     check(spec, weights)
     return Decoder(spec, Weights(weights, dtype=dtype, device=device, keep=keep, observe=observe))
+
+
+def load_encoder(
+    spec: ModelSpec,
+    weights: Mapping[str, LazyTensor],
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    keep: int = 0,
+    observe: Observer | None = None,
+) -> Encoder:
+    """The same of a model that answers texts with vectors or with logits over labels."""
+    _need_torch()
+    from nemoport.reference.encoder import Encoder
+    from nemoport.reference.weights import Weights, check
+
+    check(spec, weights)
+    return Encoder(spec, Weights(weights, dtype=dtype, device=device, keep=keep, observe=observe))
 
 
 def load_ranks(

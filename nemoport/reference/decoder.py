@@ -55,19 +55,26 @@ class Decoder:
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        x = self.weights.norm("norm", self.spec.norm, hidden)
-        answer = project(self.weights, "embed" if self.spec.head.tied else "head", x)[..., : self.spec.vocab_size]
-        return capped(answer, self.spec.head.softcap)
+        x = leave(self.spec, self.weights, hidden)
+        answer = project(self.weights, "embed" if self.spec.language_model.tied else "head", x)[
+            ..., : self.spec.vocab_size
+        ]
+        return capped(answer, self.spec.language_model.softcap)
 
 
 def enter(spec: ModelSpec, weights: Weights, embedded: Tensor, places: Places) -> Tensor:
     """What the first block sees of embeddings [batch, length, hidden]."""
     x = embedded if spec.embedding_scale is None else embedded * spec.embedding_scale
-    if not spec.learned_positions:
-        return x
-    if (last := int(places.queries.max())) >= spec.max_positions:
-        raise UsageError(f"position {last} is outside of the table of {spec.max_positions} learned positions")
-    return x + weights.gather("positions.weight", places.queries)
+    if spec.learned_positions:
+        if (last := int(places.queries.max())) >= spec.longest:
+            raise UsageError(f"position {last} is outside of the table of {spec.longest} learned positions")
+        x = x + weights.gather("positions.weight", places.queries + spec.first_position)
+    return weights.norm("embed_norm", spec.norm, x) if spec.embedding_norm else x
+
+
+def leave(spec: ModelSpec, weights: Weights, x: Tensor) -> Tensor:
+    """What the head sees of the last block's."""
+    return weights.norm("norm", spec.norm, x) if spec.final_norm else x
 
 
 def run_block(
@@ -75,12 +82,15 @@ def run_block(
 ) -> Tensor:
     """One layer, x [batch, length, hidden] to the same shape."""
     if block.mixer:
-        normed = weights.norm(f"{name}.attn_norm", norm, x)
-        mixed = mix(block.mixer, norm, weights, f"{name}.attn", normed, places, memory)
+        seen = x if block.norm_after else weights.norm(f"{name}.attn_norm", norm, x)
+        mixed = mix(block.mixer, norm, weights, f"{name}.attn", seen, places, memory)
         x = x + (weights.norm(f"{name}.attn_post_norm", norm, mixed) if block.post_norms else mixed)
+        x = weights.norm(f"{name}.attn_norm", norm, x) if block.norm_after else x
     if block.ffn:
-        fed = feed(block.ffn, weights, f"{name}.ffn", weights.norm(f"{name}.ffn_norm", norm, x))
+        seen = x if block.norm_after else weights.norm(f"{name}.ffn_norm", norm, x)
+        fed = feed(block.ffn, weights, f"{name}.ffn", seen)
         x = x + (weights.norm(f"{name}.ffn_post_norm", norm, fed) if block.post_norms else fed)
+        x = weights.norm(f"{name}.ffn_norm", norm, x) if block.norm_after else x
     return x
 
 

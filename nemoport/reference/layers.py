@@ -53,7 +53,7 @@ def attention(
     weights.observe(f"{name}.values", v)
     k, v = memory.extend(k, v)
     sinks = weights.read(f"{name}.sinks") if mixer.sinks else None
-    mixed = attend(q, k, v, places.visible(mixer.window), mixer.scale, mixer.softcap, sinks)
+    mixed = attend(q, k, v, places.visible(mixer.window, mixer.causal), mixer.scale, mixer.softcap, sinks)
     return weights.linear(f"{name}.o", mixed.transpose(1, 2).flatten(2))
 
 

@@ -153,7 +153,7 @@ def read(path: Path, windows: Windows) -> tuple[ModelSpec, Plan, int | None]:
     if (axis := config.get("embedding_sharding_dim", 0)) not in (0, 1):
         raise DamagedInput(f"{path} has embedding_sharding_dim {axis}, 0 or 1 needed; convert again")
     axis = axis if config.get("use_parallel_embedding", False) else None
-    if spec.head.tied and plan.tp > 1 and axis != 0:
+    if spec.language_model.tied and plan.tp > 1 and axis != 0:
         raise UnsupportedInput(
             f"{path} shares the embedding table over tp={plan.tp}, which needs use_parallel_embedding "
             f"and embedding_sharding_dim 0; convert with an output matrix of its own"

@@ -147,7 +147,7 @@ def _local_shapes(spec: ModelSpec, plan: Plan, axis: int | None, rank: int) -> d
         0: (rows, spec.hidden_size),
         1: (spec.vocab_size, spec.hidden_size // plan.tp),
     }[axis]
-    if not spec.head.tied:
+    if not spec.language_model.tied:
         sizes["head.weight"] = (rows, spec.hidden_size)
     elsewhere = {"embed.weight", "positions.weight"} if stage != 0 else set()
     elsewhere |= {"head.weight", "norm.weight", "norm.bias"} if stage != last else set()

@@ -44,11 +44,11 @@ class RankedDecoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The ranks of the last stage each have a run of the vocabulary's rows; the padding comes last and goes."""
-        name = "embed" if self.spec.head.tied else "head"
+        name = "embed" if self.spec.language_model.tied else "head"
         ranks = self._stage(self.plan.pp - 1)
         normed = [rank.norm("norm", self.spec.norm, x) for rank, x in zip(ranks, hidden, strict=True)]
         parts = [project(rank, name, x) for rank, x in zip(ranks, normed, strict=True)]
-        return capped(torch.cat(parts, dim=-1)[..., : self.spec.vocab_size], self.spec.head.softcap)
+        return capped(torch.cat(parts, dim=-1)[..., : self.spec.vocab_size], self.spec.language_model.softcap)
 
     def _embed(self, tokens: Tensor) -> list[Tensor]:
         ranks = self._stage(0)

@@ -27,8 +27,11 @@ class Places:
         """[batch, length]: which tokens of this step are no padding."""
         return self.keys[:, -self.queries.shape[1] :] != PADDING
 
-    def visible(self, window: int | None) -> Tensor:
+    def visible(self, window: int | None, causal: bool = True) -> Tensor:
         """[batch, length, past + length]: whether a query sees a key."""
+        if not causal:
+            assert window is None, "a window looks back"
+            return (self.keys != PADDING)[:, None, :].expand(-1, self.queries.shape[1], -1)
         distance = self.queries[:, :, None] - self.keys[:, None, :]
         return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from nemoport.errors import CheckFailed, InputError
 from nemoport.exporters.checkpoint import Model
 from nemoport.spec import ModelSpec, tensors
@@ -12,6 +14,7 @@ from nemoport.validation.executions import Execution
 from nemoport.validation.measures import NOWHERE, Distance, Logits, distance
 from nemoport.validation.prompts import Prompt
 from nemoport.validation.report import Check
+from nemoport.validation.texts import alone
 from nemoport.validation.weights import differences
 
 STEPS = 6
@@ -38,6 +41,10 @@ FLOAT32 = Gate(relative=1e-5, worst=2e-5, kl_mean=1e-7)
 OVER_FLOOR = Gate(relative=1.5, worst=2.0, kl_mean=2.0)
 """In 16 bits, no worse than this many times what the source itself loses in that dtype (an absolute bound would judge
 the dtype and not the export), and no better than float32 can be."""
+OF_FEW = Gate(relative=5.0, worst=5.0, kl_mean=25.0)
+ENOUGH = 256
+"""The same of an answer of so few numbers, a reranker's scores for example, that two draws of the same noise differ by
+several times: of 3 numbers and 12, the root of their F statistic is over 3 once in a thousand."""
 TOO_NOISY = 0.2
 """A relative noise floor that no longer tells a right model from a wrong one."""
 
@@ -49,17 +56,19 @@ class Expected:
     logits: Logits
     floor: Distance | None = None
     farthest: Distance | None = None
-    """What it loses so at the worst position of any prompt, where a router chooses: of two experts that the dtype
-    cannot tell apart the artifact may take the other, at another position than the source did."""
+    """What it loses so at worst, in any prompt, where one prompt does not tell: at the worst position where a router
+    chooses, since of two experts that the dtype cannot tell apart the artifact may take the other, at another position
+    than the source did; of the worst batch of texts where each has one answer, of numbers too few to tell noise by."""
 
     @property
     def gate(self) -> Gate:
         if (floor := self.farthest or self.floor) is None:
             return FLOAT32
+        over = OF_FEW if self.logits.ndim == 2 and self.logits.size < ENOUGH else OVER_FLOOR
         return Gate(
-            relative=max(FLOAT32.relative, OVER_FLOOR.relative * floor.relative),
-            worst=max(FLOAT32.worst, OVER_FLOOR.worst * floor.worst),
-            kl_mean=max(FLOAT32.kl_mean, OVER_FLOOR.kl_mean * floor.kl_mean),
+            relative=max(FLOAT32.relative, over.relative * floor.relative),
+            worst=max(FLOAT32.worst, over.worst * floor.worst),
+            kl_mean=max(FLOAT32.kl_mean, over.kl_mean * floor.kl_mean),
         )
 
 
@@ -101,23 +110,34 @@ def _answers(execution: Execution, prompt: Prompt, wanted: Expected) -> Iterator
         )
         return
     answer = execution.logits(prompt)
-    yield _compared("logits of the source", prompt, answer, wanted.logits, wanted.gate)
+    yield _compared(f"{execution.gives} of the source", prompt, answer, wanted.logits, wanted.gate)
     if len(prompt.tokens) > 1:
         turned = execution.logits(prompt.turned)[::-1]
         yield _compared("rows in another order", prompt, turned, answer, wanted.gate)
+    if answer.ndim == 2 and not prompt.real.all():
+        each = np.concatenate([execution.logits(text) for text in alone(prompt)])
+        yield _compared("each text alone", prompt, each, answer, wanted.gate)
     if execution.decode and prompt.tokens.shape[1] > 1:
         steps = min(STEPS, prompt.tokens.shape[1] - 1)
         yield _compared("token by token", prompt, execution.decode(prompt, steps), answer, wanted.gate)
 
 
+def counted(prompt: Prompt, answer: Logits) -> Logits:
+    """What is compared: of logits for each token, not those at padding; of one answer for each text, all."""
+    return answer[prompt.real] if answer.ndim == 3 else answer
+
+
 def _compared(what: str, prompt: Prompt, found: Logits, wanted: Logits, gate: Gate) -> Check:
-    """Padding is not compared."""
-    apart = distance(found[prompt.real], wanted[prompt.real]) if found.shape == wanted.shape else NOWHERE
+    same = found.shape == wanted.shape
+    apart = distance(counted(prompt, found), counted(prompt, wanted)) if same else NOWHERE
     used = gate.used(apart)
+    also = f"KL {apart.kl_mean:.1e}, top-1 {apart.top1:.3f}"
+    if wanted.ndim == 2:
+        also = f"cosine from {apart.cosine:.7f}, by at most {apart.max_abs:.1e}"
     return Check(
         name=f"{what}: {prompt.name}",
         passed=used <= 1,
-        found=f"relative {apart.relative:.1e}, worst {apart.worst:.1e}, KL {apart.kl_mean:.1e}, top-1 {apart.top1:.3f}",
+        found=f"relative {apart.relative:.1e}, worst {apart.worst:.1e}, {also}",
         needed=f"relative {gate.relative:.1e}, worst {gate.worst:.1e}, KL {gate.kl_mean:.1e}",
         distance=apart,
         used=used,

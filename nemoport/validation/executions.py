@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,10 +24,12 @@ from nemoport.runner.client import Client
 from nemoport.runner.model import LoadOptions, load_version
 from nemoport.runner.serve import serving
 from nemoport.runner.server import Server
+from nemoport.spec import LanguageModel, ModelSpec
 from nemoport.validation import quantized_ranks, weights
 from nemoport.validation.measures import Logits
 from nemoport.validation.prompts import Prompt
 from nemoport.validation.subject import Subject, in_repository
+from nemoport.validation.texts import answer_of
 from nemoport.validation.weights import Share
 
 if TYPE_CHECKING:
@@ -48,12 +51,13 @@ class Execution:
     """Who executes it, for the report."""
     holds: tuple[Share, ...]
     logits: Callable[[Prompt], Logits]
-    """[batch, length, vocabulary]; at padding, anything."""
+    """[batch, length, vocabulary], at padding anything; of an encoder [batch, what it gives]."""
     decode: Callable[[Prompt, int], Logits] | None = None
     """The same, with the last `steps` tokens fed one at a time through the cache."""
     batch: int = ANY
     """Rows that it takes at once."""
     computes_in: str = "float32"
+    gives: str = "logits"
     notes: tuple[str, ...] = ()
 
 
@@ -61,11 +65,11 @@ class Execution:
 def huggingface(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
     carried = subject.files / peft.DIRECTORY
     model = source.model(subject.files, adapter=carried if peft.recognises(carried) else None)
-    runs = reference.load(model.spec, all_dequantized(model.tensors), keep=KEEP, device=reference.device())
     yield Execution(
         by=f"the reference on {reference.device()}, from config.json and safetensors",
         holds=weights.of_model(model),
-        logits=lambda prompt: ask(runs, prompt),
+        logits=answering(model.spec, all_dequantized(model.tensors)),
+        gives=answer_of(model.spec),
         notes=_not_rounded(model.tensors),
     )
 
@@ -99,15 +103,17 @@ def served_graph(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
         server = Server()
         server.adopt(loaded)
         with serving(server, http_max_input_size=ANY) as address, Client(address) as client:
-            decoder = GraphDecoder(client, loaded.name, subject)
+            spec, decoder = subject.artifact.spec, GraphDecoder(client, loaded.name, subject)
+            steps = isinstance(spec.head, LanguageModel)
             place = "the CPU" if loaded.placement.gpu is None else f"GPU {loaded.placement.gpu}"
             yield Execution(
                 by=f"the runner over HTTP, on {place}",
-                holds=weights.of_graph(model / version / loaded.config.default_model_filename, subject.artifact.spec),
-                logits=decoder.logits,
-                decode=decoder.decode,
+                holds=weights.of_graph(model / version / loaded.config.default_model_filename, spec),
+                logits=decoder.logits if steps else partial(_answers, client, loaded.name, subject),
+                decode=decoder.decode if steps else None,
                 batch=loaded.config.max_batch_size or ANY,
                 computes_in=subject.artifact.dtype,
+                gives=answer_of(spec),
                 notes=loaded.notes,
             )
 
@@ -127,6 +133,15 @@ EXECUTIONS: dict[str, Callable[[Subject, LoadOptions], AbstractContextManager[Ex
 }
 
 
+def answering(spec: ModelSpec, weights: Mapping[str, LazyTensor], dtype: str = "float32") -> Callable[[Prompt], Logits]:
+    """How the reference answers, whatever kind of model it is."""
+    how: dict[str, Any] = {"dtype": dtype, "keep": KEEP, "device": reference.device()}
+    if isinstance(spec.head, LanguageModel):
+        return partial(ask, reference.load(spec, weights, **how))
+    encoder = reference.load_encoder(spec, weights, **how)
+    return lambda texts: encoder.answers(texts.tokens, texts.mask, texts.token_types, texts.dimensions)
+
+
 def ask(model: Runs, prompt: Prompt) -> Logits:
     """The reference's answer, at the prompt's own positions."""
     import torch
@@ -138,6 +153,18 @@ def ask(model: Runs, prompt: Prompt) -> Logits:
     with torch.inference_mode():
         answer: Logits = model.logits(model.hidden(tokens, Places(queries, keys), None)).cpu().numpy()
     return answer
+
+
+def _answers(client: Client, model: str, subject: Subject, texts: Prompt) -> Logits:
+    """An encoder graph's, behind the protocol."""
+    given = {
+        "input_ids": texts.tokens,
+        "attention_mask": texts.mask,
+        "token_type_ids": texts.token_types,
+        "dimensions": None if texts.dimensions is None else texts.dimensions[:, None],
+    }
+    (answer,) = client.infer(model, {name: array for name, array in given.items() if array is not None}).values()
+    return answer.astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from nemoport import reference
 from nemoport.exporters.checkpoint import Model
 from nemoport.exporters.dequantized import all_dequantized
 from nemoport.exporters.tensor import LazyTensor
+from nemoport.spec import LanguageModel
 from nemoport.validation.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ def _entering(model: Model, weights: Mapping[str, LazyTensor], prompt: Prompt) -
     def observe(name: str, x: Tensor) -> None:
         layer = ".".join(name.split(".")[:2]) if name.startswith("layers.") else name
         if layer not in found:
-            found[layer] = x.cpu().numpy()[prompt.real]
+            array = x.cpu().numpy()
+            found[layer] = array[prompt.real] if array.ndim == 3 else array
 
-    reference.logits(model.spec, weights, prompt.tokens, mask=prompt.mask, device=reference.device(), observe=observe)
+    run = reference.logits if isinstance(model.spec.head, LanguageModel) else reference.encode
+    run(model.spec, weights, prompt.tokens, mask=prompt.mask, device=reference.device(), observe=observe)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,22 +58,18 @@ def distance(found: Logits, wanted: Logits) -> Distance:
     )
 
 
-def farthest(pairs: Iterable[tuple[Logits, Logits]]) -> Distance:
-    """The distances of single positions, found and wanted, at their worst."""
-    each = [
-        distance(found[None], wanted[None])
-        for a, b in pairs
-        for found, wanted in zip(a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1]), strict=True)
-    ]
-    return Distance(
-        relative=max(one.relative for one in each),
-        worst=max(one.worst for one in each),
-        max_abs=max(one.max_abs for one in each),
-        cosine=min(one.cosine for one in each),
-        kl_mean=max(one.kl_mean for one in each),
-        kl_max=max(one.kl_max for one in each),
-        top1=min(one.top1 for one in each),
-    )
+def farthest(found: Iterable[Distance]) -> Distance:
+    """The worst of each measure."""
+    each = list(found)
+    least = {"cosine", "top1"}
+    names = [field.name for field in fields(Distance)]
+    return Distance(**{name: (min if name in least else max)(getattr(one, name) for one in each) for name in names})
+
+
+def each_position(found: Logits, wanted: Logits) -> list[Distance]:
+    """The distances of single positions."""
+    a, b = found.reshape(-1, found.shape[-1]), wanted.reshape(-1, wanted.shape[-1])
+    return [distance(one[None], other[None]) for one, other in zip(a, b, strict=True)]
 
 
 def _by_position(found: Logits, wanted: Logits) -> _Wide:

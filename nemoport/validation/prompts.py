@@ -27,6 +27,10 @@ class Prompt:
     """[batch, length]; 0 at padding."""
     positions: Array
     """[batch, length]: where each token stands; 0 at padding."""
+    token_types: Array | None = None
+    """[batch, length]"""
+    dimensions: Array | None = None
+    """[batch]"""
 
     @property
     def real(self) -> NDArray[np.bool_]:
@@ -35,8 +39,15 @@ class Prompt:
     @property
     def turned(self) -> Prompt:
         """The same rows, last first."""
-        tokens, mask, positions = (np.flip(x, axis=0).copy() for x in (self.tokens, self.mask, self.positions))
-        return Prompt(self.name, tokens, mask, positions)
+        return self.taken(slice(None, None, -1), slice(None))
+
+    def taken(self, rows: slice, columns: slice) -> Prompt:
+        """Some of the rows, and of the columns where those of others are padding."""
+        tokens, mask, positions = (x[rows, columns].copy() for x in (self.tokens, self.mask, self.positions))
+        types = None if self.token_types is None else self.token_types[rows, columns].copy()
+        return Prompt(
+            self.name, tokens, mask, positions, types, None if self.dimensions is None else self.dimensions[rows].copy()
+        )
 
 
 def prompts(spec: ModelSpec, batch: int) -> tuple[Prompt, ...]:

@@ -58,6 +58,8 @@ def _made(wanted: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> Sample
 def _array(dtype: np.dtype[Any], shape: tuple[int, ...], name: str, numbers: np.random.Generator) -> Array:
     if "mask" in name:
         return np.ones(shape, dtype)
+    if "token_type" in name:  # of which there may be two only
+        return np.zeros(shape, dtype)
     if dtype == BYTES.numpy:
         words = np.array([b"the", b"quick", b"fox"], np.object_)
         return words[numbers.integers(0, len(words), shape)].reshape(shape)

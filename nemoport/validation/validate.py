@@ -10,20 +10,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from nemoport import __version__, artifact, reference
+from nemoport import __version__, artifact
 from nemoport.errors import DamagedInput, InputError, UnsupportedInput, UsageError
 from nemoport.exporters import source
 from nemoport.exporters.checkpoint import Model
 from nemoport.exporters.tensor import LazyTensor
 from nemoport.runner.model import LoadOptions
-from nemoport.spec import Mixture
+from nemoport.spec import LanguageModel, Mixture
 from nemoport.validation import checks, layers
-from nemoport.validation.checks import Expected
-from nemoport.validation.executions import EXECUTIONS, KEEP, Execution, ask
-from nemoport.validation.measures import distance, farthest
+from nemoport.validation.checks import Expected, counted
+from nemoport.validation.executions import EXECUTIONS, Execution, answering
+from nemoport.validation.measures import distance, each_position, farthest
 from nemoport.validation.prompts import LONGEST, Prompt, prompts, windows
 from nemoport.validation.report import Check, Report
 from nemoport.validation.subject import Origin, Subject, is_artifact, of_artifact, of_repository, origin, verify
+from nemoport.validation.texts import LONGEST as LONGEST_TEXT
+from nemoport.validation.texts import texts
 from nemoport.validation.weights import rounded
 
 
@@ -79,7 +81,8 @@ def _report(subject: Subject, model: Model, options: LoadOptions) -> Report:
             refused = Check(name="it loads", passed=False, found=str(error), needed="a model that answers")
             return replace(report, checks=(whole, same, refused))
         known = min(model.spec.max_positions, subject.artifact.spec.max_positions)
-        asked = prompts(replace(model.spec, max_positions=known), execution.batch)
+        questions = prompts if isinstance(model.spec.head, LanguageModel) else texts
+        asked = questions(replace(model.spec, max_positions=known), execution.batch)
         held = rounded(model, execution.holds)
         expected = _expected(model, held, execution, asked)
         return replace(
@@ -106,24 +109,26 @@ def _expected(
 ) -> dict[Prompt, Expected]:
     """The source in float32, with its weights rounded as the artifact holds them; below float32, computed in the
     artifact's dtype too."""
-    exact = reference.load(model.spec, weights, keep=KEEP, device=reference.device())
-    noisy = None
-    if execution.computes_in != "float32":
-        noisy = reference.load(model.spec, weights, dtype=execution.computes_in, keep=KEEP, device=reference.device())
-    wanted = {prompt: ask(exact, prompt) for prompt in asked}
-    if noisy is None:
+    exact = answering(model.spec, weights)
+    wanted = {prompt: exact(prompt) for prompt in asked}
+    if execution.computes_in == "float32":
         return {prompt: Expected(logits=logits) for prompt, logits in wanted.items()}
-    pairs = {prompt: (ask(noisy, prompt)[prompt.real], logits[prompt.real]) for prompt, logits in wanted.items()}
-    routed = any(isinstance(block.ffn, Mixture) for block in model.spec.blocks)
-    worst = farthest(pairs.values()) if routed else None
-    return {
-        prompt: Expected(logits=logits, floor=distance(*pairs[prompt]), farthest=worst)
-        for prompt, logits in wanted.items()
-    }
+    noisy = answering(model.spec, weights, execution.computes_in)
+    pairs = {prompt: (counted(prompt, noisy(prompt)), counted(prompt, logits)) for prompt, logits in wanted.items()}
+    floors = {prompt: distance(*pair) for prompt, pair in pairs.items()}
+    worst = None
+    if not isinstance(model.spec.head, LanguageModel):
+        worst = farthest(floors.values())
+    elif any(isinstance(block.ffn, Mixture) for block in model.spec.blocks):
+        worst = farthest(each for pair in pairs.values() for each in each_position(*pair))
+    return {prompt: Expected(logits=logits, floor=floors[prompt], farthest=worst) for prompt, logits in wanted.items()}
 
 
 def _notes(model: Model) -> tuple[str, ...]:
     """What no prompt can show."""
+    if not isinstance(model.spec.head, LanguageModel):
+        far = f"texts of more than {LONGEST_TEXT} tokens were not run; the model takes {model.spec.longest}"
+        return (far,) if model.spec.longest > LONGEST_TEXT else ()
     return tuple(
         f"a window of {window} is longer than every prompt ({LONGEST} tokens): whether it is kept was not seen"
         for window in windows(model.spec)

@@ -126,6 +126,21 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "deepseek, dense, yarn, one mscale": (LATENT | LATENT_YARN | {"mscale": 0.7}, ROPE | UNTIED),
 }
 """The words of TransformerConfig, and those of GPTModel."""
+SEES_BOTH_WAYS = {
+    "transformer_layer_spec": {
+        "_target_": "nemo.collections.llm.gpt.model.llama_embedding.get_nv_embedding_layer_spec",
+        "_call_": False,
+    }
+}
+ENCODERS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "llama_bidirectional": (LLAMA | GROUPS, ROPE | UNTIED, SEES_BOTH_WAYS),
+    "llama_bidirectional_classifier": (
+        LLAMA | GROUPS,
+        ROPE | TIED,
+        SEES_BOTH_WAYS | {"pool_type": "last", "temperature": 0.7},
+    ),
+}
+"""And what NeMo's config says more: `LlamaEmbeddingModel` and `ReRankerModel`, whose own code follows below."""
 
 
 def main(directory: Path) -> None:
@@ -148,6 +163,10 @@ def main(directory: Path) -> None:
         yarn = YARN if model["position_embedding_type"] == "yarn" else {}
         words = SIZES | config | model | yarn | {"vocab_size": VOCAB, "max_sequence_length": POSITIONS}
         (directory / f"{name}.json").write_text(json.dumps(words))
+    for name, (config, model, said) in ENCODERS.items():
+        save_file(_encoder(config, model, said), directory / f"{name}.safetensors")
+        words = SIZES | config | model | said | {"vocab_size": VOCAB, "seq_length": POSITIONS}
+        (directory / f"{name}.json").write_text(json.dumps(words))
     torch.distributed.destroy_process_group()
 
 
@@ -167,7 +186,36 @@ class Softmax(torch.nn.Module):
         return torch.einsum("bhst,tbhd->sbhd", shares, value).flatten(2)
 
 
+def _encoder(config: dict[str, Any], words: dict[str, Any], said: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Padded on the right; averaged and divided by its length, or the last token scored, without the score's bias."""
+    from megatron.core.transformer.enums import AttnMaskType
+
+    model = _made(config, words, attn_mask_type=AttnMaskType.padding)
+    model.post_process = False
+    tokens = torch.from_numpy(np.random.default_rng(5).integers(0, VOCAB, (2, LENGTH)))
+    mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [6]])
+    with torch.no_grad():
+        hidden = model(tokens, torch.arange(LENGTH).expand(2, LENGTH), ~mask[:, None, None]).transpose(0, 1)
+        score = {"score.weight": torch.randn(1, hidden.shape[-1]), "score.bias": torch.ones(1)}
+        if "pool_type" in said:
+            last = hidden[torch.arange(2), mask.sum(1) - 1]
+            answer = last @ score["score.weight"].T / said["temperature"]
+        else:
+            mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            answer, score = torch.nn.functional.normalize(mean, dim=1), {}
+    return _state(model) | score | {"tokens": tokens, "mask": mask, "answer": answer}
+
+
 def _saved(config: dict[str, Any], words: dict[str, Any]) -> dict[str, torch.Tensor]:
+    model = _made(config, words)
+    tokens = torch.from_numpy(np.random.default_rng(5).integers(0, VOCAB, (2, LENGTH)))
+    unseen = torch.triu(torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool), 1)
+    with torch.no_grad():
+        logits = model(tokens, torch.arange(LENGTH).expand(2, LENGTH), unseen)
+    return _state(model) | {"tokens": tokens, "logits": logits.detach().clone()}
+
+
+def _made(config: dict[str, Any], words: dict[str, Any], **attention: Any) -> Any:
     from megatron.core.fusions.fused_bias_geglu import quick_gelu
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_layer_local_spec
@@ -194,22 +242,23 @@ def _saved(config: dict[str, Any], words: dict[str, Any]) -> dict[str, torch.Ten
         spec = get_gpt_layer_local_spec(
             normalization=norm, qk_layernorm=made.qk_layernorm, multi_latent_attention=latent
         )
+        spec.submodules.self_attention.params |= attention
     for layer in getattr(spec, "layer_specs", [spec]) if latent else ():
         layer.submodules.self_attention.submodules.core_attention = Softmax
     torch.manual_seed(1)
     model = GPTModel(made, spec, vocab_size=VOCAB, max_sequence_length=POSITIONS, **words).eval()
-    tokens = torch.from_numpy(np.random.default_rng(5).integers(0, VOCAB, (2, LENGTH)))
-    unseen = torch.triu(torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool), 1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2) if parameter.ndim > 1 else parameter.normal_(mean=0.3, std=0.2)
         for name, buffer in model.named_buffers():
             if name.endswith("expert_bias"):
                 buffer.normal_(std=0.2)
-        logits = model(tokens, torch.arange(LENGTH).expand(2, LENGTH), unseen)
+    return model
+
+
+def _state(model: Any) -> dict[str, torch.Tensor]:
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
-    kept = {name: value.detach().clone() for name, value in state.items() if "_extra_state" not in name}
-    return kept | {"tokens": tokens, "logits": logits.detach().clone()}
+    return {name: value.detach().clone() for name, value in state.items() if "_extra_state" not in name}
 
 
 if __name__ == "__main__":

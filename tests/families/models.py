@@ -18,7 +18,15 @@ LAYERS = 4
 AWKWARD = {"hidden_size": 10, "heads": 10, "kv_heads": 5, "head_dim": 6}
 EVEN = {"hidden_size": 60, "heads": 10, "kv_heads": 10, "head_dim": 6}
 """Where a format divides the hidden size by the heads."""
-SIZES = {"vocab_size": 131, "max_positions": 77, "layers": LAYERS, "intermediate": 20, "eps": 1e-6, "rope_base": 5e4}
+SIZES: dict[str, Any] = {
+    "vocab_size": 131,
+    "max_positions": 77,
+    "layers": LAYERS,
+    "intermediate": 20,
+    "eps": 1e-6,
+    "rope_base": 5e4,
+    "token_types": 2,
+}
 SSM = {"ssm_heads": 6, "ssm_head_dim": 5, "ssm_groups": 3, "ssm_state_dims": 7}
 EXPERTS = {"experts": 10, "top_k": 3, "expert_intermediate": 20}
 LATENT = {"q_rank": 14, "kv_rank": 9, "nope_dims": 6, "rope_dims": 4, "v_dims": 10, "latent_eps": 1e-6}
@@ -59,6 +67,12 @@ OPTIONS: Mapping[str, tuple[Any, ...]] = {
     "router_scale": (2.5,),
     "expert_bias": (True,),
     "shared_intermediate": (30,),
+    "pooling": ("avg", "cls", "last"),
+    "normalized": (True, False),
+    "matryoshka": (True, False),
+    "labels": (1, 3),
+    "temperature": (0.5,),
+    "token_types": (1, 3),
 }
 TOGETHER: tuple[dict[str, Any], ...] = (
     {"router_normalized": False, "expert_groups": Groups(5, 3, 1)},

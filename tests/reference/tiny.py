@@ -93,7 +93,7 @@ def huggingface(name: str, **changes: Any) -> Any:
 
 
 def pair(model: Any, meaning: ModelSpec) -> Pair:
-    return Pair(model, meaning, canonical(model.state_dict(), tied=meaning.head.tied))
+    return Pair(model, meaning, canonical(model.state_dict(), tied=meaning.language_model.tied))
 
 
 def canonical(state: Mapping[str, torch.Tensor], *, tied: bool = False) -> dict[str, LazyTensor]:

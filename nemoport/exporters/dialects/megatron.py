@@ -141,6 +141,9 @@ ALIKE = (
     Mark("hybrid_override_pattern", None),
 )
 """All blocks are of one kind."""
+CAUSAL = (Mark("attn_mask_type", "causal", absent="causal"),)
+BIDIRECTIONAL = (Mark("attn_mask_type", "padding", absent="causal"),)
+"""Of two names that Megatron-core has for masks: what a position sees."""
 TANH = ("openai_gelu", "fast_gelu", "openai_gelu_func")
 """Names of the approximated GELU in NeMo, Megatron-core and Megatron-Bridge."""
 
@@ -252,10 +255,11 @@ def megatron(
     fixed: Mapping[str, Any],
     constants: Mapping[str, Any] | None = None,
     blocks: Marks = ALIKE,
+    attention: Marks = CAUSAL,
 ) -> Dialect:
     own = {mark.key for mark in marks}
     return Dialect(
-        marks=(*marks, *blocks, *(mark for mark in _NOT_YET if mark.key not in own)),
+        marks=(*marks, *blocks, *attention, *(mark for mark in _NOT_YET if mark.key not in own)),
         rows=(*without(_MEGATRON_ROWS, rows), *rows),
         fixed=fixed,
         constants=constants or {},

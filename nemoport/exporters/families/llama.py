@@ -7,7 +7,7 @@ RMSNorm before attention and feed-forward, rotary positions, grouped-query atten
 from __future__ import annotations
 
 from nemoport.exporters import naming
-from nemoport.exporters.configs import Dialect, Key, Mark, Row, flag, whole_number
+from nemoport.exporters.configs import AnyOf, Dialect, Key, Mark, Row, flag, whole_number
 from nemoport.exporters.dialects.huggingface import HUGGINGFACE_ROPE, RMS_EPS, huggingface, huggingface_sizes
 from nemoport.exporters.dialects.megatron import (
     GATED,
@@ -49,7 +49,7 @@ MEGATRON = megatron(
     fixed={},
 )
 
-_SILU = (Mark("hidden_act", "silu", absent="silu"),)
+_SILU = (Mark("hidden_act", "silu", absent="silu"), Mark("is_causal", AnyOf((None, True))))
 _NO_WINDOW = (Mark("use_sliding_window", False, absent=False),)
 _ATTENTION_BIAS = biased("attention_bias", "qkv_bias", "out_bias")
 

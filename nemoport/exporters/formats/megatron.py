@@ -113,9 +113,15 @@ def words_of_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return words
 
 
+SEES_BOTH_WAYS = "get_nv_embedding_layer_spec"
+"""The function by which NeMo's embedding models and rerankers make layers without a causal mask."""
+
+
 def words_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A NeMo 2.0 or Megatron-Bridge model config, as its YAML shows it, in Megatron-core's words."""
     words = {key: plain(value) for key, value in config.items() if not key.startswith("_")}
+    if words.get("transformer_layer_spec") == SEES_BOTH_WAYS:
+        words["attn_mask_type"] = "padding"
     return words | {"max_sequence_length": words.get("seq_length")}
 
 

@@ -29,13 +29,25 @@ def stored_mapping(store: Store) -> dict[str, Any]:
     return _mapping(content(store, LARGEST), store.name)
 
 
-def _mapping(text: bytes, name: str) -> dict[str, Any]:
+def stored_list(store: Store) -> list[Any]:
+    """The list in a file of a tree."""
+    data = _parsed(content(store, LARGEST), store.name)
+    if not isinstance(data, list):
+        raise UnsupportedInput(f"{store.name} holds a {type(data).__name__}, a list is needed")
+    return data
+
+
+def _parsed(text: bytes, name: str) -> Any:
     kind = "JSON" if name.endswith(".json") else "YAML"
     try:
-        data = json.loads(text) if kind == "JSON" else yaml.load(text, yaml.CSafeLoader)
+        return json.loads(text) if kind == "JSON" else yaml.load(text, yaml.CSafeLoader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise DamagedInput(f"{name} is not readable as {kind} ({reason})") from error
+
+
+def _mapping(text: bytes, name: str) -> dict[str, Any]:
+    data = _parsed(text, name)
     if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
         raise UnsupportedInput(f"{name} holds a {type(data).__name__}, a mapping of names is needed")
     return dict(data)

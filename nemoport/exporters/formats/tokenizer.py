@@ -11,8 +11,10 @@ from nemoport.exporters.formats.tree import Tree, content
 FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
     *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "chat_template.jinja", "tokenizer.model.v3"),
+    *("sentencepiece.bpe.model", "sentence_bert_config.json", "config_sentence_transformers.json"),
 )
-"""The names under which Hugging Face tokenizers are stored."""
+"""The names under which Hugging Face tokenizers are stored, and what sentence-transformers says beside them of length
+and prompts."""
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 

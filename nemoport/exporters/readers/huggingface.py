@@ -8,7 +8,7 @@ from typing import Any
 
 from nemoport.errors import DamagedInput
 from nemoport.exporters.checkpoint import Checkpoint
-from nemoport.exporters.formats import safetensors, tokenizer
+from nemoport.exporters.formats import safetensors, sentence_transformers, tokenizer
 from nemoport.exporters.formats.structured import mapping
 from nemoport.exporters.formats.tree import Directory, Tree
 from nemoport.exporters.tensor import Files, LazyTensor
@@ -26,7 +26,7 @@ def recognises(path: Path) -> bool:
 
 def words(path: Path, config: Mapping[str, Any] | None) -> dict[str, Any]:
     """The config of a directory, the user's own words before it."""
-    found = mapping(path / CONFIG) | dict(config or {})
+    found = mapping(path / CONFIG) | sentence_transformers.words(Directory(path)) | dict(config or {})
     if not isinstance(quantized := found.get("quantization_config") or {}, Mapping):
         raise DamagedInput(f"{path / CONFIG} says quantization_config: {quantized!r}, which is no mapping")
     return found

@@ -10,11 +10,11 @@ from nemoport.errors import UsageError
 from nemoport.exporters import configs
 from nemoport.exporters.checkpoint import Model, Output, Slot
 from nemoport.exporters.encoding import Encoded, spread
-from nemoport.exporters.formats import safetensors, tokenizer
+from nemoport.exporters.formats import safetensors, sentence_transformers, tokenizer
 from nemoport.exporters.rules import written
 from nemoport.exporters.source import column
 from nemoport.exporters.tensor import cast, nbytes
-from nemoport.spec import Plan, tensors
+from nemoport.spec import Embedding, LanguageModel, Plan, tensors
 
 SHARD = 5 * 10**9
 """Bytes of tensors in a file, as transformers' save_pretrained cuts them."""
@@ -46,11 +46,16 @@ def output(model: Model, plan: Plan) -> Output:
     config = configs.write(table.dialects, model.spec, "convert it to onnx") | {"torch_dtype": dtype} | special
     # an absent key would mean what transformers takes for the family's
     config |= {key: None for key in _IDS if key in model.checkpoint.config and key not in special}
+    config |= {key: value for key, value in model.checkpoint.config.items() if key in _LABELS and key in config}
     loads, sidecars = table.loads or LOADS, dict[str, bytes]()
+    if isinstance(head := model.spec.head, Embedding):
+        sidecars |= sentence_transformers.files(head, model.spec.hidden_size)
     if model.quantized:
         config |= {"quantization_config": model.quantized.config} if model.quantized.config else {}
-        sidecars, loads = dict(model.quantized.files), model.quantized.encoding.loads[DIALECT]
-    sidecars |= {"config.json": json_bytes(config), "generation_config.json": json_bytes(special)}
+        sidecars, loads = sidecars | dict(model.quantized.files), model.quantized.encoding.loads[DIALECT]
+    sidecars |= {"config.json": json_bytes(config)}
+    if isinstance(head, LanguageModel):
+        sidecars |= {"generation_config.json": json_bytes(special)}
     if model.checkpoint.tokenizer:
         sidecars |= tokenizer.files(model.checkpoint.tokenizer)
     shards = _shards(sorted(slots, key=lambda slot: slot.name))
@@ -74,6 +79,8 @@ def output(model: Model, plan: Plan) -> Output:
     )
 
 
+_LABELS = ("id2label", "label2id")
+"""Names that a spec only counts."""
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 

@@ -104,7 +104,7 @@ def _shares(model: Model, table: Column, plan: Plan, rank: int) -> dict[str, _Sh
     for name, spec in tensors(_headed(table, model.spec)).items():
         local = _local_name(name, stage, layers, plan.pp)
         if local in mine:
-            source = "embed.weight" if name == "head.weight" and model.spec.head.tied else name
+            source = "embed.weight" if name == "head.weight" and model.spec.language_model.tied else name
             cuts = (plan.expert_tp, position // plan.ep) if ".experts." in name else (plan.tp, position)
             tensor, share = shard(model.tensors[source], spec, sharding, *cuts)
             held[local] = _Share(source, tensor, TensorSpec(local, share.axes))
@@ -135,7 +135,7 @@ def attention_windows(spec: ModelSpec) -> tuple[int, ...]:
 
 def _headed(table: Column, spec: ModelSpec) -> ModelSpec:
     """The format wants the head written out: a shared table crashes TensorRT-LLM's loader (its issues 2467, 2772)."""
-    return replace(spec, head=replace(spec.head, tied=False)) if table.own_head else spec
+    return replace(spec, head=replace(spec.language_model, tied=False)) if table.own_head else spec
 
 
 def _said(table: Column, spec: ModelSpec) -> ModelSpec:

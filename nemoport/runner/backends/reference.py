@@ -31,6 +31,7 @@ from nemoport.runner.model_config import ModelConfig
 from nemoport.runner.refusal import Refusal
 from nemoport.runner.signature import TensorSignature
 from nemoport.runner.tensors import Array
+from nemoport.spec import LanguageModel
 
 KEEP = 1 << 40
 """Bytes of weights in memory: all, every step reads them."""
@@ -62,7 +63,7 @@ def serve(artifact: Path, config: ModelConfig, placement: Placement, *, complete
     _check_names(config)
     device = "cpu" if placement.gpu is None else f"cuda:{placement.gpu}"
     ranked = (artifact / _RANKS).is_file()
-    runs = _ranks(artifact, config, device) if ranked else _whole(artifact, device)
+    runs = _ranks(artifact, config, device) if ranked else _whole(artifact, config, device)
     from nemoport.reference.executor import ReferenceExecutor  # torch is there, or loading had said that it is not
 
     made = generator(artifact, config, ReferenceExecutor(runs))
@@ -104,8 +105,13 @@ def _check_names(config: ModelConfig) -> None:
         )
 
 
-def _whole(directory: Path, device: str) -> Any:
+def _whole(directory: Path, config: ModelConfig, device: str) -> Any:
     model = source.model(directory)
+    if not isinstance(model.spec.head, LanguageModel):
+        raise UnsupportedInput(
+            f"model '{config.name}' is of the family {model.spec.family}, which writes no text; convert its checkpoint "
+            "with --to onnx, and publish that"
+        )
     return reference.load(model.spec, all_dequantized(model.tensors), dtype=_DTYPE, device=device, keep=KEEP)
 
 

@@ -8,7 +8,7 @@ States are those that a layer's mixer declares: `key` and `value` of its KV head
 of one head, its last elements the rotated key; of Mamba `conv` [batch, channels, kernel - 1] and `ssm` [batch, heads,
 head_dim, state_dims], float32, which do not grow and are zero at first. The others have the dtype of the weights.
 Logits are float32 always, which every client can read. Position ids must be below the model's `max_positions`, those of
-padding too.
+padding too. What answers a text at once has another graph (`encoder.py`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from nemoport.artifact import Signature, Tensor
 from nemoport.errors import UnsupportedInput, UsageError
 from nemoport.exporters.checkpoint import Model, Output, Slot
 from nemoport.exporters.targets.onnx.decoder import decoder
+from nemoport.exporters.targets.onnx.encoder import encoder
+from nemoport.exporters.targets.onnx.encoder import signature as encoder_signature
 from nemoport.exporters.targets.onnx.graph import Graph
 from nemoport.exporters.targets.onnx.layers import Tables
 from nemoport.exporters.targets.onnx.rope import tables
 from nemoport.exporters.targets.onnx.text import beside
 from nemoport.exporters.tensor import LazyTensor, cast
-from nemoport.spec import ModelSpec, Plan, Rope
+from nemoport.spec import LanguageModel, ModelSpec, Plan, Rope
 from nemoport.spec import tensors as canonical_tensors
 
 CHOOSES = ".router.expert_bias"
@@ -41,12 +43,17 @@ def output(model: Model, plan: Plan) -> Output:
     dtype = plan.dtype or model.dtype
     _check(dtype, plan)
     spec, graph = model.spec, Graph(DATA)
-    graph.tell("max_positions", str(spec.max_positions))  # of which its inputs say nothing
+    graph.tell("max_positions", str(spec.longest))  # of which its inputs say nothing
     for name in canonical_tensors(spec):
         graph.weight(_slot(name, model.tensors[name], dtype))
     named = {rope: _tables(graph, number, rope, spec) for number, rope in enumerate(_ropes(spec))}
-    decoder(graph, spec, named, dtype)
-    signature = _signature(spec, dtype)
+    match spec.head:
+        case LanguageModel():
+            decoder(graph, spec, named, dtype)
+            signature = _signature(spec, dtype)
+        case head:
+            encoder(graph, spec, head, named, dtype)
+            signature = encoder_signature(spec, head)
     return Output(
         files=(graph.file(),),
         sidecars={GRAPH: graph.serialize(signature), **beside(model.checkpoint)},

@@ -90,7 +90,7 @@ class Graph:
 
     def serialize(self, signature: Signature) -> bytes:
         graph = GraphProto(
-            name="decoder",
+            name="nemoport",
             node=self._nodes,
             initializer=self._initializers.values(),
             input=_values(signature.inputs),

@@ -1,4 +1,4 @@
-"""Pieces that every layer is made of: norm, rotation, linear maps."""
+"""Pieces that every graph is made of: norm, rotation, linear maps, a soft cap, a length."""
 
 from __future__ import annotations
 
@@ -68,3 +68,16 @@ def linear(graph: Graph, name: str, x: str, bias: bool) -> str:
 
 def matmul(graph: Graph, name: str, x: str, weight: str) -> str:
     return graph.add("MatMul", name, x, graph.add("Transpose", f"{weight}.transposed", weight, perm=[1, 0]))
+
+
+def capped(graph: Graph, name: str, x: str, softcap: float) -> str:
+    """softcap * tanh(x / softcap), in float32."""
+    bound = graph.number(softcap, "float32")
+    x = graph.add("Tanh", f"{name}.tanh", graph.add("Div", f"{name}.by_cap", x, bound))
+    return graph.add("Mul", name, x, bound)
+
+
+def length(graph: Graph, name: str, x: str) -> str:
+    """The second axis of [batch, length], as a scalar."""
+    shape = graph.add("Shape", f"{name}.axis", x, start=1, end=2)
+    return graph.add("Squeeze", name, shape, graph.constant(0))
