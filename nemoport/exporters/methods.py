@@ -43,7 +43,10 @@ _OF_LINEARS = re.compile(r"layers\.\{i\}\.(attn|ffn)\.(?!.*(norm|router|conv|sha
 
 
 def storable(column: Column) -> bool:
-    """Whether the names of a family have places for quantized linears: their rows must stay whole there."""
+    """Whether the names of a family have places for quantized linears: their rows must stay whole there, and it is no
+    encoder, whose norms stand where folding does not look for them."""
+    if any(dialect.fixed.get("causal") is False for dialect in column.dialects):
+        return False
     written: dict[str, Rule] = {}
     for rule in column.rules:
         for part in rule.parts:
