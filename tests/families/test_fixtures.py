@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import warnings
 from collections import defaultdict
 from dataclasses import replace
@@ -14,7 +15,16 @@ import pytest
 import torch
 import transformers
 from blake3 import blake3
+from exporters.made import torch_tensor
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from nemoport import reference
 from nemoport.errors import UnsupportedInput
@@ -112,6 +122,28 @@ def test_experts_become_the_same_bytes_however_they_are_named() -> None:
     assert [len(each) for each in named] == [4, 16, 16]
     for each in named:
         assert digests(source.resolved(replace(whole.checkpoint, tensors=others | each))) == expected
+
+
+@pytest.mark.parametrize("ep", [1, 2, 4])
+def test_experts_become_the_same_bytes_at_every_expert_parallelism(ep: int, tmp_path: Path) -> None:
+    """A stack of experts lies in a chunk for each expert rank, as torch.distributed.checkpoint has them."""
+    whole = source.model(MCORE / MODELS["mixtral"], config("mixtral"))
+    saved, index = tmp_path / "saved", Metadata(state_dict_metadata={}, storage_data={})
+    saved.mkdir()
+    for number, (name, tensor) in enumerate(whole.checkpoint.tensors.items()):
+        pieces = ep if ".experts.experts." in name else 1
+        chunks, stored = [], torch_tensor(tensor)
+        for rank, piece in enumerate(stored.chunk(pieces)):
+            corner = torch.Size((rank * len(piece), *[0] * (piece.ndim - 1)))
+            file = f"__{rank}_{number}.distcp"
+            torch.save(piece.clone(), saved / file)
+            chunks.append(ChunkStorageMetadata(corner, piece.shape))
+            index.storage_data[MetadataIndex(name, corner)] = _StorageInfo(file, 0, (saved / file).stat().st_size)
+        index.state_dict_metadata[name] = TensorStorageMetadata(
+            TensorProperties(dtype=stored.dtype), stored.shape, chunks
+        )
+    (saved / ".metadata").write_bytes(pickle.dumps(index))
+    assert digests(source.model(saved, config("mixtral"))) == digests(whole)
 
 
 def digests(model: Model) -> dict[str, str]:
