@@ -260,7 +260,8 @@ class _Scan:
 
 def _unquoted(token: _Token) -> str:
     try:
-        return CUnescape(token.text[1:-1]).decode("utf-8", "replace")
+        plain: str = CUnescape(token.text[1:-1]).decode("utf-8", "replace")
+        return plain
     except ValueError:
         return token.text[1:-1]
 
