@@ -48,58 +48,61 @@ class Tokens:
         return [self.rows[start : start + step] for start in range(0, len(self.rows), step)]
 
 
-def read(path: Path, tokenizer: Tree | None, limits: Limits) -> Tokens:
+def read(path: Path, tokenizer: Tree | None, limits: Limits, option: str = "--calib") -> Tokens:
+    """`option` is what the user gave the file with."""
     if min(limits.samples, limits.length) < 1:
         raise UsageError("--calib-samples and --calib-length count from 1 on")
     if path.suffix == ".npz":
-        return Tokens(_ids(path)[: limits.samples, : limits.length])
+        return Tokens(_ids(path, option)[: limits.samples, : limits.length])
     encode = _encoder(tokenizer)
     ids: list[int] = []
-    for text in _texts(path):
+    for text in _texts(path, option):
         ids += encode(text)
         if len(ids) >= limits.samples * limits.length:
             break
     if not ids:
-        raise UsageError(f"--calib {path} holds no text: no token came of it; give text, or token ids in .npz")
+        raise UsageError(f"{option} {path} holds no text: no token came of it; give text, or token ids in .npz")
     length = min(limits.length, len(ids))
     rows = min(limits.samples, len(ids) // length)
     return Tokens(np.array(ids[: rows * length], np.int64).reshape(rows, length))
 
 
-def _ids(path: Path) -> NDArray[np.int64]:
+def _ids(path: Path, option: str) -> NDArray[np.int64]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     except (ValueError, OSError, EOFError) as error:
-        raise DamagedInput(f"--calib {path} is no .npz file ({error}); copy it again") from error
+        raise DamagedInput(f"{option} {path} is no .npz file ({error}); copy it again") from error
     found = arrays.get("tokens", next(iter(arrays.values())) if len(arrays) == 1 else None)
     if found is None or found.ndim != 2 or not found.size or found.dtype.kind not in "iu":
-        raise UnsupportedInput(f"--calib {path} has no `tokens`, integers [rows, length], none of them empty")
+        raise UnsupportedInput(f"{option} {path} has no `tokens`, integers [rows, length], none of them empty")
     ids: NDArray[np.int64] = found.astype(np.int64)
     return ids
 
 
-def _texts(path: Path) -> Iterator[str]:
+def _texts(path: Path, option: str) -> Iterator[str]:
     """Paragraph by paragraph, or the `text` of line after line."""
     with path.open(encoding="utf-8", errors="strict") as file:
         try:
             for number, line in enumerate(file, 1):
-                yield line if path.suffix not in (".jsonl", ".json") else _text(path, number, line)
+                yield line if path.suffix not in (".jsonl", ".json") else _text(path, number, line, option)
         except UnicodeDecodeError as error:
-            raise DamagedInput(f"--calib {path} is no UTF-8 text ({error}); give text, or token ids in .npz") from error
+            raise DamagedInput(
+                f"{option} {path} is no UTF-8 text ({error}); give text, or token ids in .npz"
+            ) from error
 
 
-def _text(path: Path, number: int, line: str) -> str:
+def _text(path: Path, number: int, line: str, option: str) -> str:
     if not line.strip():
         return ""
     try:
         row = json.loads(line)
     except ValueError as error:
         raise DamagedInput(
-            f"--calib {path}, line {number} is no JSON ({error}); one object a line is needed"
+            f"{option} {path}, line {number} is no JSON ({error}); one object a line is needed"
         ) from error
     if not isinstance(row, dict) or not isinstance(row.get(_TEXT), str):
-        raise UnsupportedInput(f'--calib {path}, line {number} has no "{_TEXT}"; one object with it a line is needed')
+        raise UnsupportedInput(f'{option} {path}, line {number} has no "{_TEXT}"; one object with it a line is needed')
     text: str = row[_TEXT]
     return text
 

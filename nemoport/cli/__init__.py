@@ -150,6 +150,7 @@ def convert(
 @click.option("--model", metavar="NAME", help="The model, when a repository is validated.")
 @click.option("--version", metavar="VERSION", help="7 or staging-7; default: the newest.")
 @click.option("--allow-cpu-fallback", is_flag=True, help="Run a model that asks for a GPU on the CPU, and say so.")
+@click.option("--text", type=PATH, metavar="FILE", help="Judge a quantized artifact on it; as --calib of convert.")
 @click.option("--report", "report_in", type=PATH, metavar="DIR", help="Leave report.json, junit.xml and report.html.")
 @json_option
 def validate(
@@ -160,6 +161,7 @@ def validate(
     model: str | None,
     version: str | None,
     allow_cpu_fallback: bool,
+    text: Path | None,
     report_in: Path | None,
     as_json: bool,
 ) -> None:
@@ -178,6 +180,7 @@ def validate(
             config=_config(config_file),
             adapter=adapter,
             allow_cpu_fallback=allow_cpu_fallback,
+            text=text,
         )
         found = validation.run(request)
         if report_in is not None:

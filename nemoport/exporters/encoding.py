@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import gcd
+from math import gcd, prod
 
 import numpy as np
 
 from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.exporters.derived import closed, single, spaced, squeezed, viewed
-from nemoport.exporters.dtypes import Words, itemsize, words
+from nemoport.exporters.dtypes import DTYPES, Words, itemsize, words
 from nemoport.exporters.layouts import WHOLE, Layout
 from nemoport.exporters.tensor import Held, LazyTensor, Span
 from nemoport.spec import Axis, TensorSpec
@@ -97,6 +97,12 @@ class Encoding:
     """By dialect: who loads it."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """By dialect: why it cannot be said there."""
+
+    @property
+    def bits(self) -> int:
+        """Of a weight, its scales apart."""
+        numbers = next(each for each in self.fields if each.name == NUMBERS)
+        return DTYPES[numbers.dtypes[0]].bits // prod(step for _, step in numbers.follows)
 
     def in_dialect(self, dialect: str) -> tuple[tuple[Field, Form], ...]:
         return tuple((each, each.forms[dialect]) for each in self.fields if dialect in each.forms)

@@ -39,6 +39,7 @@ __all__ = [
     "logits",
     "rank_greedy",
     "rank_logits",
+    "sampled",
 ]
 
 KEEP = 2 << 30
@@ -103,6 +104,24 @@ def greedy(
     from nemoport.reference import generate
 
     return generate.greedy(model, spec.vocab_size, tokens, mask, max_tokens, stop)
+
+
+def sampled(
+    spec: ModelSpec,
+    weights: Mapping[str, LazyTensor],
+    *,
+    rows: int,
+    length: int,
+    seed: int,
+    device: str = "cpu",
+    keep: int = KEEP,
+) -> NDArray[np.int64]:
+    """What the model says when it is left to itself: int64 [rows, length], each token drawn from its own distribution,
+    in float32; the first of a row from all of the vocabulary."""
+    model = load(spec, weights, device=device, keep=keep)
+    from nemoport.reference import generate
+
+    return generate.sampled(model, spec.vocab_size, rows, length, seed)
 
 
 def rank_logits(

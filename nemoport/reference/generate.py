@@ -52,6 +52,21 @@ def greedy(
         where, last = places(torch.ones_like(ids, dtype=torch.bool), where), torch.zeros_like(last)
 
 
+@torch.inference_mode()
+def sampled(model: Runs, vocab_size: int, rows: int, length: int, seed: int) -> NDArray[np.int64]:
+    """The likeliest token after Gumbel's noise is one drawn from the distribution, which needs no softmax."""
+    numbers = np.random.default_rng(seed)
+    tokens = numbers.integers(0, vocab_size, (rows, 1), dtype=np.int64)
+    cache, where = Cache(), None
+    while tokens.shape[1] < length:
+        ids, real = prompt(model.device, vocab_size, tokens[:, -1:], None)
+        where = places(real, where)
+        answer = model.logits(model.hidden(ids, where, cache))[:, -1].cpu().numpy()
+        chosen = (answer + numbers.gumbel(size=answer.shape)).argmax(-1)
+        tokens = np.concatenate([tokens, chosen[:, None]], axis=1)
+    return tokens
+
+
 def prompt(
     device: torch.device, vocab_size: int, tokens: NDArray[Any], mask: NDArray[Any] | None
 ) -> tuple[Tensor, Tensor]:

@@ -84,22 +84,26 @@ def same_model(spec: ModelSpec, source: ModelSpec) -> Check:
     return Check(name="model of the source", passed=not differ, found=found, needed="the same tensors, shapes")
 
 
-def weights(model: Model, execution: Execution) -> Check:
+SOURCE, RECIPE = "the source", "the recipe"
+"""What an artifact must be equal to: the source, or what its recipe makes of that."""
+
+
+def weights(model: Model, execution: Execution, of: str) -> Check:
     wrong, held = differences(model, execution.holds), len(execution.holds)
     found = f"{wrong[0]} ({len(wrong)} such tensors)" if wrong else f"{held} tensors equal"
-    return Check(name="weights of the source", passed=not wrong, found=found, needed="every bit, in the dtype held")
+    return Check(name=f"weights of {of}", passed=not wrong, found=found, needed="every bit, in the dtype held")
 
 
-def answers(execution: Execution, expected: Mapping[Prompt, Expected]) -> Iterator[Check]:
+def answers(execution: Execution, expected: Mapping[Prompt, Expected], of: str) -> Iterator[Check]:
     """Every prompt, asked in several ways. The first request that is refused ends it."""
     try:
         for prompt, wanted in expected.items():
-            yield from _answers(execution, prompt, wanted)
+            yield from _answers(execution, prompt, wanted, of)
     except (CheckFailed, InputError) as error:
         yield Check(name="every prompt is answered", passed=False, found=str(error), needed="logits")
 
 
-def _answers(execution: Execution, prompt: Prompt, wanted: Expected) -> Iterator[Check]:
+def _answers(execution: Execution, prompt: Prompt, wanted: Expected, of: str) -> Iterator[Check]:
     if wanted.floor and not wanted.floor.relative <= TOO_NOISY:
         yield Check(
             name=f"the source itself in {execution.computes_in}: {prompt.name}",
@@ -110,7 +114,7 @@ def _answers(execution: Execution, prompt: Prompt, wanted: Expected) -> Iterator
         )
         return
     answer = execution.logits(prompt)
-    yield _compared(f"{execution.gives} of the source", prompt, answer, wanted.logits, wanted.gate)
+    yield _compared(f"{execution.gives} of {of}", prompt, answer, wanted.logits, wanted.gate)
     if len(prompt.tokens) > 1:
         turned = execution.logits(prompt.turned)[::-1]
         yield _compared("rows in another order", prompt, turned, answer, wanted.gate)

@@ -1,4 +1,4 @@
-"""What rounding the weights does, layer by layer: the relative error of what enters each layer."""
+"""What rounding or quantizing the weights does, layer by layer: the relative error of what enters each layer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,18 @@ if TYPE_CHECKING:
 Entering = dict[str, NDArray[np.float32]]
 
 
-def errors(model: Model, held: Mapping[str, LazyTensor], prompt: Prompt) -> dict[str, float]:
-    """||x' - x|| / ||x|| of the input of each layer and of the head, in float32, with the weights held and with the
-    source's own. Empty where they are the same."""
+def of_rounding(model: Model, held: Mapping[str, LazyTensor], prompt: Prompt) -> dict[str, float]:
+    """Empty where the weights held have the source's own dtypes, and so are the same."""
     plain = all_dequantized(model.tensors)
     if all(held[name].dtype == tensor.dtype for name, tensor in plain.items()):
         return {}
-    exact, rounded = (_entering(model, weights, prompt) for weights in (plain, held))
+    return errors(model, held, prompt)
+
+
+def errors(model: Model, held: Mapping[str, LazyTensor], prompt: Prompt) -> dict[str, float]:
+    """||x' - x|| / ||x|| of the input of each layer and of the head, in float32, with the weights held and with the
+    source's own."""
+    exact, rounded = (_entering(model, weights, prompt) for weights in (all_dequantized(model.tensors), held))
     return {
         name: float(np.linalg.norm(rounded[name] - x) / max(float(np.linalg.norm(x)), 1e-30))
         for name, x in exact.items()

@@ -78,7 +78,7 @@ def _by_position(found: Logits, wanted: Logits) -> _Wide:
     gap = np.abs(a - b)
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     cosine = np.where(lengths > 0, np.sum(a * b, axis=-1) / np.maximum(lengths, 1e-300), ~gap.any(axis=-1))
-    log_a, log_b = _log_softmax(a), _log_softmax(b)
+    log_a, log_b = log_softmax(a), log_softmax(b)
     divergence = np.maximum(np.sum(np.exp(log_b) * (log_b - log_a), axis=-1), 0.0)
     agree = a.argmax(axis=-1) == b.argmax(axis=-1)
     sizes = (np.abs(b).max(axis=-1), np.square(b).sum(axis=-1))
@@ -89,7 +89,7 @@ def _over(part: float, whole: float) -> float:
     return float(part / whole) if whole else float("inf") if part else 0.0
 
 
-def _log_softmax(x: _Wide) -> _Wide:
+def log_softmax(x: _Wide) -> _Wide:
     shifted = x - x.max(axis=-1, keepdims=True)
     logs: _Wide = shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
     return logs

@@ -9,6 +9,9 @@ from typing import Any
 
 from nemoport.validation.measures import Distance
 
+WORST = 10
+"""Linears that are named."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
@@ -19,6 +22,59 @@ class Check:
     distance: Distance | None = None
     used: float | None = None
     """The share of its bound that the distance used up: how near it came to failing, or how far beyond it went."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """How a model predicts a text, beside its source in float32."""
+
+    positions: int
+    """Tokens predicted."""
+    kl_mean: float
+    """Kullback-Leibler divergence of its distribution from the source's, nats."""
+    kl_p99: float
+    top1: float
+    """Share of positions with the same likeliest token."""
+    perplexity: float
+    ratio: float
+    """Its perplexity over the source's."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What quantizing did to a linear."""
+
+    relative: float
+    """||w' - w|| / ||w||."""
+    sqnr: float
+    """The same in decibels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """What a recipe did, and what it cost."""
+
+    method: str
+    algorithm: str
+    """ModelOpt's word for it."""
+    calibration: str | None
+    """The digest of what its statistics were taken from."""
+    excluded: tuple[str, ...]
+    """What was left plain, in the target's words."""
+    text: str
+    """What it was judged on."""
+    digest: str
+    """Of the tokens of that text."""
+    found: Fidelity
+    floor: Fidelity
+    """The source itself, computed in bfloat16."""
+    linears: Mapping[str, Rounding]
+
+    @property
+    def worst(self) -> dict[str, Rounding]:
+        """The ten linears that lost most."""
+        ordered = sorted(self.linears.items(), key=lambda each: each[1].relative, reverse=True)
+        return dict(ordered[:WORST])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +112,9 @@ class Report:
     noise_floor: Mapping[str, Distance] = field(default_factory=dict)
     """By prompt: the source itself, computed in the artifact's dtype."""
     layers: Mapping[str, float] = field(default_factory=dict)
-    """What the artifact's dtype does to the source: the relative error of what enters each layer."""
+    """What the artifact's dtype or quantization does to the source: the relative error of what enters each layer."""
+    quantization: Quantization | None = None
+    """Where nemoport itself quantized it."""
     notes: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -65,7 +123,10 @@ class Report:
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
-        return {"passed": self.passed, **_finite(asdict(self))}
+        data = {"passed": self.passed, **_finite(asdict(self))}
+        if self.quantization:
+            data["quantization"]["worst"] = list(self.quantization.worst)
+        return data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,22 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from nemoport import __version__, artifact
-from nemoport.errors import DamagedInput, InputError, UnsupportedInput, UsageError
-from nemoport.exporters import source
-from nemoport.exporters.checkpoint import Model
+from nemoport.errors import CheckFailed, DamagedInput, InputError, UnsupportedInput, UsageError
+from nemoport.exporters import requantize, source
+from nemoport.exporters.checkpoint import Model, Quantized
+from nemoport.exporters.dequantized import all_dequantized
 from nemoport.exporters.tensor import LazyTensor
 from nemoport.runner.model import LoadOptions
-from nemoport.spec import LanguageModel, Mixture
-from nemoport.validation import checks, layers
+from nemoport.spec import LanguageModel, Mixture, Recipe
+from nemoport.validation import checks, fidelity, layers
 from nemoport.validation.checks import Expected, counted
 from nemoport.validation.executions import EXECUTIONS, Execution, answering
 from nemoport.validation.measures import distance, each_position, farthest
 from nemoport.validation.prompts import LONGEST, Prompt, prompts, windows
-from nemoport.validation.report import Check, Report
+from nemoport.validation.recipe import requantized
+from nemoport.validation.report import Check, Quantization, Report
+from nemoport.validation.rounding import roundings
 from nemoport.validation.subject import Origin, Subject, is_artifact, of_artifact, of_repository, origin, verify
 from nemoport.validation.texts import LONGEST as LONGEST_TEXT
 from nemoport.validation.texts import texts
+from nemoport.validation.text import text
 from nemoport.validation.weights import rounded
+
+FLOOR = "bfloat16"
+"""What the source itself is computed in, beside a quantization of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,8 @@ class Request:
     adapter: Path | None = None
     """Of `against`."""
     allow_cpu_fallback: bool = False
+    text: Path | None = None
+    """What a quantized model is judged on; None is what the source itself says."""
 
 
 def validate(request: Request) -> Report:
@@ -52,7 +61,9 @@ def validate(request: Request) -> Report:
     config, adapter = request.config or made.config, request.adapter or made.adapter
     plan = subject.artifact.plan
     model = source.model(made.path, config, plan.vocab, adapter, plan.weights)
-    report = _report(subject, model, LoadOptions(allow_cpu_fallback=request.allow_cpu_fallback))
+    if recipe := plan.recipe:
+        model = requantize.plain(model, recipe)
+    report = _report(subject, model, request)
     artifact.write_atomically(subject.evidence / artifact.REPORT, artifact.json_bytes(report.as_json()))
     return report
 
@@ -67,32 +78,74 @@ def _subject(request: Request) -> Subject:
     return of_artifact(request.subject)
 
 
-def _report(subject: Subject, model: Model, options: LoadOptions) -> Report:
+def _report(subject: Subject, model: Model, request: Request) -> Report:
     """Cheapest checks first; one that makes the next ones meaningless is the last."""
-    report = _begun(subject, model)
+    recipe, report = subject.artifact.plan.recipe, _begun(subject, model)
     whole, same = _files_match(subject), checks.same_model(subject.artifact.spec, model.spec)
     report = replace(report, checks=(whole, same))
     if not report.passed:
         return report
+    options = LoadOptions(allow_cpu_fallback=request.allow_cpu_fallback)
     with ExitStack() as stack:
         try:
             execution = stack.enter_context(EXECUTIONS[subject.artifact.kind](subject, options))
         except InputError as error:
             refused = Check(name="it loads", passed=False, found=str(error), needed="a model that answers")
             return replace(report, checks=(whole, same, refused))
+        wanted = requantized(model, subject, recipe) if recipe else model
+        of = checks.RECIPE if recipe else checks.SOURCE
         known = min(model.spec.max_positions, subject.artifact.spec.max_positions)
         questions = prompts if isinstance(model.spec.head, LanguageModel) else texts
         asked = questions(replace(model.spec, max_positions=known), execution.batch)
-        held = rounded(model, execution.holds)
-        expected = _expected(model, held, execution, asked)
-        return replace(
+        held = rounded(wanted, execution.holds)
+        expected = _expected(wanted, held, execution, asked)
+        report = replace(
             report,
             executed_by=execution.by,
-            checks=(whole, same, checks.weights(model, execution), *checks.answers(execution, expected)),
+            checks=(whole, same, checks.weights(wanted, execution, of), *checks.answers(execution, expected, of)),
             noise_floor={prompt.name: each.floor for prompt, each in expected.items() if each.floor},
-            layers=layers.errors(model, held, asked[0]),
             notes=(*execution.notes, *_notes(model)),
         )
+        if wanted.quantized is None or recipe is None:
+            return replace(report, layers=layers.of_rounding(model, held, asked[0]))
+        return _with_cost(report, model, wanted.quantized, recipe, execution, held, request.text)
+
+
+def _with_cost(
+    report: Report,
+    model: Model,
+    made: Quantized,
+    recipe: Recipe,
+    execution: Execution,
+    held: Mapping[str, LazyTensor],
+    path: Path | None,
+) -> Report:
+    """What the quantization cost, beside the source as it was."""
+    read = text(path, model)
+    asked = tuple(read.prompts(execution.batch, model.spec.vocab_size))
+    plain = all_dequantized(model.tensors)
+    others = (execution.logits, answering(model.spec, plain, FLOOR))
+    try:
+        found, floor = fidelity.fidelities(asked, answering(model.spec, plain), others)
+    except (CheckFailed, InputError) as error:
+        return replace(report, checks=(*report.checks, fidelity.refused(error, read)))
+    quantization = Quantization(
+        method=recipe.method,
+        algorithm=made.said["algorithm"],
+        calibration=recipe.calibration,
+        excluded=made.excluded,
+        text=read.source,
+        digest=read.tokens.digest,
+        found=found,
+        floor=floor,
+        linears=roundings(model, execution.holds),
+    )
+    return replace(
+        report,
+        checks=(*report.checks, *fidelity.checks(found, fidelity.gate(made.encoding), read)),
+        layers=layers.errors(model, held, asked[0]),
+        quantization=quantization,
+    )
 
 
 def _files_match(subject: Subject) -> Check:

@@ -113,7 +113,7 @@ def _difference(share: Share, source: Mapping[str, LazyTensor]) -> str:
     where = f"{share.name} in {share.place}" if share.place else share.name
     if name not in source:
         return f"{where} is no tensor of the source"
-    if (wanted := _run(source[name], share)) is None:
+    if (wanted := run(source[name], share)) is None:
         return f"{where} is {list(share.tensor.shape)}, a share of {list(source[name].shape)} needed"
     if (pairs := _pairs(share.tensor, wanted, share)) is None:
         return f"{where} is quantized otherwise than in the source"
@@ -140,7 +140,7 @@ def _pairs(found: LazyTensor, wanted: LazyTensor, share: Share) -> list[tuple[La
     return pairs
 
 
-def _run(whole: LazyTensor, share: Share) -> LazyTensor | None:
+def run(whole: LazyTensor, share: Share) -> LazyTensor | None:
     """What a rank must hold of a tensor: one of equal runs along the axis that was cut. Where there are fewer runs
     than ranks (KV heads) each serves several; where they do not divide (vocabulary) the last ones are padded.
     None for a shape that is no such run."""
