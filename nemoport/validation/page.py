@@ -25,7 +25,7 @@ def _plots(section: Section) -> dict[str, Markup]:
         if used := {each.name: each.used for each in section.answers.checks if each.used is not None}:
             made["How near each comparison came to its bound"] = plots.bounds(used)
         if section.answers.layers:
-            made["What the artifact's dtype does, layer by layer"] = plots.by_layer(section.answers.layers)
+            made["What rounding the weights does, layer by layer"] = plots.by_layer(section.answers.layers)
     if section.service and section.service.latencies:
         made["Latency, one request at a time"] = plots.latencies(section.service.latencies)
     return {title: Markup(svg) for title, svg in made.items()}  # noqa: S704

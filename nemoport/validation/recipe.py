@@ -1,4 +1,4 @@
-"""What a recipe makes of the source, computed anew: every field, bit for bit, from the statistics that the artifact keeps.
+"""What a recipe makes of the source, computed anew: every field, bit for bit, from the statistics in the artifact.
 
 The quantizers are those that `convert` used, so this proves what was written, not how well it was thought of: whether
 the numbers are a good quantization is for their own tests and for the text to say.

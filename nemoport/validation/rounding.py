@@ -54,7 +54,8 @@ def _blocks(ours: LazyTensor, theirs: LazyTensor) -> Iterator[tuple[NDArray[np.f
 
 def _moved(model: Model, held: Mapping[str, LazyTensor]) -> dict[str, NDArray[np.float32]]:
     """By linear, what the norm that feeds it is times its own self; only where that is not one throughout."""
-    centre, found = np.float32(model.spec.norm.zero_centered), {}
+    centre = np.float32(model.spec.norm.zero_centered)
+    found: dict[str, NDArray[np.float32]] = {}
     for group in groups(tensors(model.spec)):
         name = f"{group.norm}.weight"
         if group.norm is None or name not in held or held[name].shape != model.tensors[name].shape:

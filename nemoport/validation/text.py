@@ -1,6 +1,6 @@
 """The text on which a quantized model is judged beside its source: the user's, or what the source itself says.
 
-A quantized model is allowed to be wrong where the source is never asked: random tokens would judge that. What the source
+A quantized model may be wrong where the source is never asked, and random tokens would judge that. What the source
 samples lies in its own distribution, whatever it was trained on, and needs neither a tokenizer nor a download.
 """
 

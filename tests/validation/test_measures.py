@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nemoport.validation import Report, measures
-from nemoport.validation.checks import FLOAT32, TOO_NOISY, Expected, answers
+from nemoport.validation.checks import FLOAT32, SOURCE, TOO_NOISY, Expected, answers
 from nemoport.validation.executions import Execution
 from nemoport.validation.measures import NOWHERE, distance
 from nemoport.validation.prompts import Prompt
@@ -113,4 +113,4 @@ def test_a_report_without_checks_has_not_passed() -> None:
 
 def _ask(answer: NDArray[Any], expected: Expected) -> Check:
     execution = Execution(by="hand", holds=(), logits=lambda prompt: answer, computes_in="float16")
-    return next(answers(execution, {PROMPT: expected}))
+    return next(answers(execution, {PROMPT: expected}, SOURCE))
