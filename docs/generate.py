@@ -11,6 +11,7 @@ from nemoport import plugins
 from nemoport.check.table import TABLE
 from nemoport.exporters import methods
 from nemoport.exporters.rules import Column
+from nemoport.validation import fidelity
 
 DOCS = Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", DOCS / "check.md", DOCS / "quantization.md")
@@ -27,6 +28,7 @@ def tables() -> dict[str, str]:
         "methods": _table(
             "`--quantize` | `--to` | ModelOpt's word | takes from calibration | divides | loaded by", _methods()
         ),
+        "gates": _table("weights of | methods | divergence | perplexity | another likeliest token", _gates()),
     }
 
 
@@ -81,6 +83,14 @@ def _methods() -> Iterator[str]:
         else:
             needs = ", ".join(f"`{each}`" for each in row.needs) or "nothing"
             yield f"{found} | {needs} | {row.alignment} | {'; '.join(row.loads)}"
+
+
+def _gates() -> Iterator[str]:
+    encodings = {name: module.encoding(None) for name, module in plugins.load_all(f"{ROOM}.quantizers").items()}
+    for bits, gate in fidelity.GATES.items():
+        of = ", ".join(f"`{name}`" for name, encoding in encodings.items() if encoding.bits == bits)
+        other = f"at most {gate.disagree:.0%}" if gate.disagree is not None else "not bounded"
+        yield f"{bits} bits | {of} | KL at most {gate.kl_mean} | at most {gate.perplexity:+.0%} | {other}"
 
 
 def _first_sentence(text: str) -> str:

@@ -7,6 +7,7 @@ each channel are kept, of every attention the largest key and value, and for AWQ
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ def from_tokens(path: Path, checkpoint: Path, config: Mapping[str, Any] | None, 
     if not path.is_file():
         raise UsageError(f"--calib {path} is no file; give text, JSONL, or token ids in .npz")
     tokens = read(path, source.checkpoint(checkpoint, config).tokenizer, limits)
-    return Calibration(digest=tokens.digest, statistics=partial(_observed, tokens=tokens))
+    taken = {"path": str(path.resolve()), **asdict(limits)}
+    return Calibration(digest=tokens.digest, statistics=partial(_observed, tokens=tokens), taken=taken)
 
 
 def from_statistics(path: Path) -> Calibration:

@@ -31,6 +31,8 @@ class Calibration:
     """Of the tokens, or of the statistics that were given."""
     statistics: Callable[[Model, tuple[str, ...]], Statistics]
     """Of a model, those that are needed: may run it."""
+    taken: Mapping[str, Any] | None = None
+    """The `path` of the file, and the `samples` and `length` that were taken of it at most."""
 
 
 def plan(
@@ -82,6 +84,7 @@ def plan(
         destination=destination,
         config=config,
         adapter=adapter,
+        calibration=calibration.taken if calibration else None,
         workers=stream.workers_within(max_memory),
         prepare=seen or _nothing,
     )

@@ -73,6 +73,8 @@ class Job:
     """What the user gave with --config; told to `origin.json`."""
     adapter: Path | None = None
     """Where the adapter lies that was merged or is carried; told to `origin.json` too."""
+    calibration: Mapping[str, Any] | None = None
+    """What it was calibrated on and how much of it; told to `origin.json`, so that the rest can judge."""
     workers: int = 1
     prepare: Callable[[], object] = lambda: None
     """What needs the whole model and comes before: calibration."""
@@ -269,6 +271,7 @@ def _finish(job: Job, partial: Path, digests: Mapping[tuple[str, str], str], fin
         "path": str(job.model.checkpoint.path.resolve()),
         "config": job.config,
         "adapter": str(job.adapter.resolve()) if job.adapter else None,
+        "calibration": job.calibration,
         "fingerprint": fingerprint,
     }
     (partial / ORIGIN).write_bytes(json_bytes(origin))

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from nemoport.errors import CheckFailed, InputError, UnsupportedInput
 from nemoport.exporters.encoding import Encoding
 from nemoport.validation.measures import Logits, log_softmax
+from nemoport.validation.passages import Passages
 from nemoport.validation.prompts import Prompt
 from nemoport.validation.report import Check, Fidelity
-from nemoport.validation.text import Text
 
 Answers = Callable[[Prompt], Logits]
 
@@ -37,6 +37,13 @@ class Gate:
 GATES = {8: Gate(kl_mean=0.01, perplexity=0.01), 4: Gate(kl_mean=0.05, perplexity=0.05, disagree=0.1)}
 """By the bits of a weight, whatever the method and wherever it is written to."""
 
+NO_LANGUAGE_MODEL = Check(
+    name="what quantization costs",
+    passed=False,
+    found="a model without a language model's head, whose answers have no gate yet",
+    needed="a language model",
+)
+
 
 def gate(encoding: Encoding) -> Gate:
     if encoding.bits not in GATES:
@@ -54,7 +61,7 @@ def fidelities(asked: tuple[Prompt, ...], source: Answers, others: tuple[Answers
     return tuple(_fidelity(np.concatenate(found, axis=1)) for found in rows)
 
 
-def checks(found: Fidelity, allowed: Gate, text: Text) -> Iterator[Check]:
+def checks(found: Fidelity, allowed: Gate, text: Passages) -> Iterator[Check]:
     """One for each bound."""
     where = f"on {text.tokens.rows.size} tokens, {text.source}"
     yield _check(f"divergence {where}", found.kl_mean, allowed.kl_mean, f"KL {{}} (p99 {found.kl_p99:.1e})", ".1e")
@@ -65,7 +72,7 @@ def checks(found: Fidelity, allowed: Gate, text: Text) -> Iterator[Check]:
         yield _check(f"likeliest tokens {where}", 1 - found.top1, allowed.disagree, other, ".2%")
 
 
-def refused(error: CheckFailed | InputError, text: Text) -> Check:
+def refused(error: CheckFailed | InputError, text: Passages) -> Check:
     return Check(name=f"text is answered: {text.source}", passed=False, found=str(error), needed="logits")
 
 

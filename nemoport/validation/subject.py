@@ -52,11 +52,13 @@ def verify(subject: Subject) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where on this machine an artifact was converted from, and the --config and --adapter that were given."""
+    """Where on this machine an artifact was converted from, the --config and --adapter that were given, and what it was
+    calibrated on."""
 
     path: Path
     config: Mapping[str, Any] | None = None
     adapter: Path | None = None
+    calibration: Mapping[str, Any] | None = None
 
 
 def origin(subject: Subject) -> Origin:
@@ -66,7 +68,7 @@ def origin(subject: Subject) -> Origin:
     try:
         data = json.loads(path.read_bytes())
         adapter = Path(data["adapter"]) if data.get("adapter") else None
-        made = Origin(Path(data["path"]), data["config"], adapter)
+        made = Origin(Path(data["path"]), data["config"], adapter, data.get("calibration"))
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedInput(f"{path} is not what convert wrote ({error!r}); use --against CKPT") from error
     for place, option in ((made.path, "--against CKPT"), (made.adapter, "--against CKPT --adapter DIR")):

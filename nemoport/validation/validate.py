@@ -22,6 +22,7 @@ from nemoport.validation import checks, fidelity, layers
 from nemoport.validation.checks import Expected, counted
 from nemoport.validation.executions import EXECUTIONS, Execution, answering
 from nemoport.validation.measures import distance, each_position, farthest
+from nemoport.validation.passages import Passages, passages
 from nemoport.validation.prompts import LONGEST, Prompt, prompts, windows
 from nemoport.validation.recipe import requantized
 from nemoport.validation.report import Check, Quantization, Report
@@ -29,7 +30,6 @@ from nemoport.validation.rounding import roundings
 from nemoport.validation.subject import Origin, Subject, is_artifact, of_artifact, of_repository, origin, verify
 from nemoport.validation.texts import LONGEST as LONGEST_TEXT
 from nemoport.validation.texts import texts
-from nemoport.validation.text import text
 from nemoport.validation.weights import rounded
 
 FLOOR = "bfloat16"
@@ -63,7 +63,7 @@ def validate(request: Request) -> Report:
     model = source.model(made.path, config, plan.vocab, adapter, plan.weights)
     if recipe := plan.recipe:
         model = requantize.plain(model, recipe)
-    report = _report(subject, model, request)
+    report = _report(subject, model, request, made)
     artifact.write_atomically(subject.evidence / artifact.REPORT, artifact.json_bytes(report.as_json()))
     return report
 
@@ -78,7 +78,7 @@ def _subject(request: Request) -> Subject:
     return of_artifact(request.subject)
 
 
-def _report(subject: Subject, model: Model, request: Request) -> Report:
+def _report(subject: Subject, model: Model, request: Request, made: Origin) -> Report:
     """Cheapest checks first; one that makes the next ones meaningless is the last."""
     recipe, report = subject.artifact.plan.recipe, _begun(subject, model)
     whole, same = _files_match(subject), checks.same_model(subject.artifact.spec, model.spec)
@@ -108,7 +108,10 @@ def _report(subject: Subject, model: Model, request: Request) -> Report:
         )
         if wanted.quantized is None or recipe is None:
             return replace(report, layers=layers.of_rounding(model, held, asked[0]))
-        return _with_cost(report, model, wanted.quantized, recipe, execution, held, request.text)
+        if not isinstance(model.spec.head, LanguageModel):
+            return replace(report, checks=(*report.checks, fidelity.NO_LANGUAGE_MODEL))
+        judge = passages(model, request.text, made.calibration, recipe.calibration)
+        return _with_cost(report, model, wanted.quantized, recipe, execution, held, judge)
 
 
 def _with_cost(
@@ -118,31 +121,30 @@ def _with_cost(
     recipe: Recipe,
     execution: Execution,
     held: Mapping[str, LazyTensor],
-    path: Path | None,
+    judge: Passages,
 ) -> Report:
     """What the quantization cost, beside the source as it was."""
-    read = text(path, model)
-    asked = tuple(read.prompts(execution.batch, model.spec.vocab_size))
+    asked = tuple(judge.prompts(execution.batch, model.spec.vocab_size))
     plain = all_dequantized(model.tensors)
     others = (execution.logits, answering(model.spec, plain, FLOOR))
     try:
         found, floor = fidelity.fidelities(asked, answering(model.spec, plain), others)
     except (CheckFailed, InputError) as error:
-        return replace(report, checks=(*report.checks, fidelity.refused(error, read)))
+        return replace(report, checks=(*report.checks, fidelity.refused(error, judge)))
     quantization = Quantization(
         method=recipe.method,
         algorithm=made.said["algorithm"],
         calibration=recipe.calibration,
         excluded=made.excluded,
-        text=read.source,
-        digest=read.tokens.digest,
+        text=judge.source,
+        digest=judge.tokens.digest,
         found=found,
         floor=floor,
         linears=roundings(model, execution.holds),
     )
     return replace(
         report,
-        checks=(*report.checks, *fidelity.checks(found, fidelity.gate(made.encoding), read)),
+        checks=(*report.checks, *fidelity.checks(found, fidelity.gate(made.encoding), judge)),
         layers=layers.errors(model, held, asked[0]),
         quantization=quantization,
     )

@@ -42,7 +42,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     stream.run(convert.plan(DEMO / "checkpoint", "hf", place / "plain", plan=Plan()))
     found = {"demo": DEMO / "checkpoint", "wide": widened(place / "plain", place / "wide")}
     told = "\n".join(runpy.run_path(str(DEMO / "text.py"))["tell_fables"](60))
-    ids = np.frombuffer(told.encode(), np.uint8)[: 40 * 128].reshape(40, 128).astype(np.int64)
+    ids = np.frombuffer(told.encode(), np.uint8)[: 32 * 128].reshape(32, 128).astype(np.int64)
     np.savez(place / "seen.npz", tokens=ids[:24])
     np.savez(place / "text.npz", tokens=ids[24:])
     for name in ("demo", "wide"):
@@ -249,6 +249,29 @@ def test_without_a_text_the_source_itself_is_asked(
     assert found.text == "sampled from the source"
     assert abs(np.log(found.found.ratio) - found.found.kl_mean) < 0.02
     assert validate(Request(subject=made("nvfp4", "hf"), against=sources["demo"])).quantization == found
+
+
+def test_what_a_calibration_left_of_its_text_judges(sources: Mapping[str, Path], tmp_path: Path) -> None:
+    """As long as the file is there, and the same."""
+    rows = np.load(sources["text"])["tokens"]
+    path = tmp_path / "text.npz"
+    np.savez(path, tokens=rows)
+    seen = calibration.from_tokens(path, sources["demo"], None, calibration.Limits(samples=5, length=100))
+    plan = Plan(recipe=Recipe(method="fp8"))
+    stream.run(convert.plan(sources["demo"], "hf", tmp_path / "out", plan=plan, calibration=seen))
+    texts = {}
+    for change in ("none", "another text", "gone"):
+        if change == "another text":
+            np.savez(path, tokens=np.roll(rows, 1))
+        if change == "gone":
+            path.unlink()
+        report = validate(Request(subject=tmp_path / "out"))
+        assert report.passed, report.checks
+        assert report.quantization
+        texts[change] = (report.quantization.text, report.quantization.found.positions)
+    assert texts["none"] == ("held out from text.npz", (len(rows) - 5) * 99)
+    assert texts["another text"] == texts["gone"]
+    assert texts["gone"][0] == "sampled from the source"
 
 
 def test_the_report_is_stored_and_shown(

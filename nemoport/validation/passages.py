@@ -6,15 +6,16 @@ samples lies in its own distribution, whatever it was trained on, and needs neit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nemoport import reference
 from nemoport.calibration import tokens
-from nemoport.errors import UsageError
+from nemoport.errors import InputError, UsageError
 from nemoport.exporters.checkpoint import Model
 from nemoport.exporters.dequantized import all_dequantized
 from nemoport.validation.prompts import SEED, Prompt
@@ -27,7 +28,7 @@ _LOGITS = 1 << 26
 
 
 @dataclass(frozen=True)
-class Text:
+class Passages:
     tokens: tokens.Tokens
     source: str
     """Where it is from, for people."""
@@ -42,11 +43,31 @@ class Text:
             yield Prompt("text", part, np.ones_like(part), places)
 
 
-def text(path: Path | None, model: Model) -> Text:
-    return _given(path, model) if path else _sampled(model)
+def passages(model: Model, path: Path | None, calibration: Mapping[str, Any] | None, digest: str | None) -> Passages:
+    """The file that the user gave; what a calibration left of its own, whose digest says that the file is still the
+    same; or the source's own words."""
+    if path:
+        return _given(path, model)
+    return (calibration and _held_out(model, calibration, digest)) or _sampled(model)
 
 
-def _given(path: Path, model: Model) -> Text:
+def _held_out(model: Model, calibration: Mapping[str, Any], digest: str | None) -> Passages | None:
+    """None where nothing is left, or the file is gone or another."""
+    path, samples, length = (calibration.get(key) for key in ("path", "samples", "length"))
+    if not isinstance(path, str) or not isinstance(samples, int) or not isinstance(length, int):
+        return None
+    limits = tokens.Limits(samples=samples + ROWS, length=length)
+    try:
+        rows = tokens.read(Path(path), model.checkpoint.tokenizer, limits).rows
+    except (InputError, OSError):
+        return None
+    rest = rows[samples:, :LENGTH]
+    if not len(rest) or rest.shape[1] < 2 or tokens.Tokens(rows[:samples]).digest != digest:
+        return None
+    return Passages(tokens.Tokens(rest), f"held out from {Path(path).name}")
+
+
+def _given(path: Path, model: Model) -> Passages:
     if not path.is_file():
         raise UsageError(f"--text {path} is no file; give text, JSONL, or token ids in .npz")
     limits = tokens.Limits(samples=ROWS, length=min(LENGTH, model.spec.max_positions))
@@ -55,11 +76,11 @@ def _given(path: Path, model: Model) -> Text:
         raise UsageError(f"--text {path} is a single token long, and none follows it; give a longer text")
     if (most := int(found.rows.max())) >= model.spec.vocab_size:
         raise UsageError(f"--text {path} has token {most}, and the vocabulary ends before {model.spec.vocab_size}")
-    return Text(found, path.name)
+    return Passages(found, path.name)
 
 
-def _sampled(model: Model) -> Text:
+def _sampled(model: Model) -> Passages:
     length = min(SAMPLED, model.spec.max_positions)
     plain = all_dequantized(model.tensors)
     rows = reference.sampled(model.spec, plain, rows=ROWS, length=length, seed=SEED, device=reference.device())
-    return Text(tokens.Tokens(rows), "sampled from the source")
+    return Passages(tokens.Tokens(rows), "sampled from the source")
