@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nemoport import calibration, plugins
+from nemoport import calibration, plugins, reference
 from nemoport.errors import UsageError
 from nemoport.exporters import convert, source, statistics, stream
 from nemoport.exporters.dequantized import QUANTIZERS
@@ -23,6 +23,7 @@ from nemoport.exporters.methods import DIALECTS, rows
 from nemoport.spec import Plan, Recipe
 from nemoport.validation import Report, Request, documents, validate
 from nemoport.validation.fidelity import GATES, gate
+from nemoport.validation.measures import distance
 from nemoport.validation.report import Section, Summary
 
 from .mutants import Change, Opened, mutate
@@ -79,6 +80,13 @@ def quantize(sources: Mapping[str, Path], method: str, to: str, out: Path, **rec
 def judged(subject: Path, sources: Mapping[str, Path], method: str) -> Report:
     against = sources["wide" if method in GROUPED else "demo"]
     return validate(Request(subject=subject, against=against, text=sources["text"]))
+
+
+def test_the_wider_demo_is_the_same_function(sources: Mapping[str, Path]) -> None:
+    tokens = np.load(sources["text"])["tokens"][:2, :40]
+    models = (source.model(sources[name]) for name in ("demo", "wide"))
+    narrow, wide = (reference.logits(model.spec, model.tensors, tokens) for model in models)
+    assert distance(wide, narrow).relative < 1e-5
 
 
 @pytest.mark.parametrize("method, to", sorted(METHODS))
