@@ -26,7 +26,8 @@ def tables() -> dict[str, str]:
         "targets": _table("`--to` | what it writes", _described("targets")),
         "rules": _table("code | level | what must hold", _rules()),
         "methods": _table(
-            "`--quantize` | `--to` | ModelOpt's word | takes from calibration | divides | loaded by", _methods()
+            "`--quantize` | `--to` | `--dialect` | ModelOpt's word | takes from calibration | divides | loaded by",
+            _methods(),
         ),
         "gates": _table("weights of | methods | divergence | perplexity | another likeliest token", _gates()),
     }
@@ -77,7 +78,9 @@ def _rules() -> Iterator[str]:
 
 def _methods() -> Iterator[str]:
     for row in methods.rows():
-        found = f"`{row.method}` | `{methods.DIALECTS[row.dialect]}` | {row.algorithm}"
+        target = methods.DIALECTS[row.dialect]
+        dialect = f"`{row.dialect}`" if row.dialect != target else ""
+        found = f"`{row.method}` | `{target}` | {dialect} | {row.algorithm}"
         if row.refused:
             yield f"{found} | | | refused: {row.refused}"
         else:

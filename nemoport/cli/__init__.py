@@ -67,6 +67,9 @@ def inspect(path: Path, config_file: Path | None, as_json: bool) -> None:
 @click.option(
     "--quantize", metavar="METHOD", help="Round weights to fp8, int8, int4_awq, nvfp4 and more: see the docs."
 )
+@click.option(
+    "--dialect", type=click.Choice(["modelopt", "compressed-tensors"]), help="Whose layout hf has, when quantized."
+)
 @click.option("--kv-cache", type=click.Choice(["fp8"]), help="Scales for a cache in fewer bits.")
 @click.option("--calib", type=PATH, metavar="FILE", help="Text, JSONL with `text`, or token ids in .npz.")
 @click.option("--calib-samples", default=512, show_default=True, help="Rows of tokens to calibrate on, at most.")
@@ -92,6 +95,7 @@ def convert(
     weights: Any,
     vocab: Any,
     quantize: str | None,
+    dialect: str | None,
     kv_cache: str | None,
     calib: Path | None,
     calib_samples: int,
@@ -116,7 +120,7 @@ def convert(
         calibration = _calibration(path, config_file, calib, calib_samples, calib_length, calib_stats)
     elif kv_cache or calib or calib_stats or exclude or requantize:
         raise UsageError("--kv-cache, --calib, --exclude and --requantize go with --quantize METHOD; say which method")
-    plan = Plan(tp=tp, pp=pp, ep=ep, dtype=dtype, vocab=vocab, weights=weights, recipe=recipe)
+    plan = Plan(tp=tp, pp=pp, ep=ep, dtype=dtype, vocab=vocab, weights=weights, recipe=recipe, dialect=dialect)
     job = convert.plan(
         path,
         to,

@@ -69,6 +69,8 @@ class Quantized:
     encoding: Encoding
     said: Mapping[str, Any]
     """For the manifest."""
+    dialect: str = "modelopt"
+    """Whose words and names it is in."""
     kv_cache: str | None = None
     excluded: tuple[str, ...] = ()
     """Patterns of the linears that are not quantized, in the checkpoint's names."""

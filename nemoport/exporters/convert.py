@@ -12,7 +12,7 @@ from typing import Any, Literal
 from nemoport import plugins
 from nemoport.artifact import Artifact
 from nemoport.errors import UnsupportedInput, UsageError
-from nemoport.exporters import quantize, requantize, source, statistics, stream
+from nemoport.exporters import quantize, requantize, source, statistics, stream, translated
 from nemoport.exporters.adapters import huggingface as peft
 from nemoport.exporters.checkpoint import Model, Output
 from nemoport.exporters.computed import Once
@@ -58,7 +58,8 @@ def plan(
     for place, what in ((path, "checkpoint"), (adapter, "adapter")):
         if place and place.resolve() in (destination.resolve(), *destination.resolve().parents):
             raise UsageError(f"{destination} lies inside the {what}; choose a directory outside of it with -o")
-    chosen = quantize.chosen(plan.recipe, to, target, calibration is not None) if plan.recipe else None
+    _check_dialect(plan, to, target)
+    chosen = quantize.chosen(plan.recipe, to, target, calibration is not None, plan.dialect) if plan.recipe else None
     seen: Once[Statistics] | None = None
     if adapter and adapter_mode == "carry":
         _check_carries(plan)
@@ -73,6 +74,7 @@ def plan(
             model = quantize.quantized(model, chosen, plan, seen)
         else:
             _check_quantized(model, to, target, plan)
+            model = translated.in_dialect(model, _dialect(model, target, plan)) if model.quantized else model
         output = target.output(model, plan)
         if seen:
             output = replace(output, late={statistics.FILE: partial(_as_file, seen)})
@@ -90,6 +92,20 @@ def plan(
     )
     stream.check_destination(job)
     return job
+
+
+def _check_dialect(plan: Plan, to: str, target: ModuleType) -> None:
+    dialects: tuple[str, ...] = getattr(target, "DIALECTS", ())
+    if plan.dialect is not None and plan.dialect not in dialects:
+        has = f"has {', '.join(dialects)}" if dialects else "writes nothing quantized"
+        raise UsageError(f"--dialect {plan.dialect} is not written by --to {to}, which {has}; leave it out")
+
+
+def _dialect(model: Model, target: ModuleType, plan: Plan) -> str:
+    """What a quantized model is written in: what was asked for, else its own where the target writes that."""
+    assert model.quantized is not None
+    own, known = model.quantized.dialect, (*target.DIALECTS, *getattr(target, "PASSES", ()))
+    return plan.dialect or (own if own in known else target.DIALECTS[0])
 
 
 def _nothing() -> None:
@@ -121,15 +137,18 @@ def _check_carries(plan: Plan) -> None:
 def _check_quantized(model: Model, to: str, target: ModuleType, plan: Plan) -> None:
     """Refuse what could pass a quantized model on only by undoing its quantization."""
     if model.quantized is None:
+        if plan.dialect:
+            raise UsageError(f"{model.checkpoint.path} is not quantized; --dialect goes with --quantize METHOD")
         return
     method = f"{model.checkpoint.path} is quantized ({model.quantized.encoding.method})"
     if plan.dtype is not None:
         raise UsageError(f"{method}, and its numbers have the dtypes they were rounded to; leave --dtype out")
-    if (dialect := getattr(target, "DIALECT", None)) is None:
+    if not getattr(target, "DIALECTS", ()):
         raise UnsupportedInput(
             f"{method}, and --to {to} takes plain numbers only, which nemoport does not silently make of them; "
             "use --to hf, or give the checkpoint that it came from"
         )
+    dialect = _dialect(model, target, plan)
     if dialect not in model.quantized.encoding.loads:
         why = model.quantized.encoding.refused.get(dialect, f"--to {to} has no words for it")
         raise UnsupportedInput(f"{method}: {why}; use --to hf")

@@ -21,7 +21,8 @@ from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.exporters.derived import closed, single, spaced, squeezed, viewed
 from nemoport.exporters.dtypes import DTYPES, Words, itemsize, words
 from nemoport.exporters.layouts import WHOLE, Layout
-from nemoport.exporters.tensor import Held, LazyTensor, Span
+from nemoport.exporters.packing import Packing, repacked
+from nemoport.exporters.tensor import Held, LazyTensor, Span, read
 from nemoport.spec import Axis, TensorSpec
 
 Follows = tuple[tuple[int, int], ...]
@@ -47,22 +48,48 @@ class Form:
     """Where the field is absent, what it then stands for is written out."""
     apart: bool = False
     """Every axis is stored with one of length one behind it."""
+    dtypes: tuple[str, ...] = ()
+    """Those that it may have there; the field's own when empty."""
+    above: tuple[str, ...] = ()
+    """The linears whose it is, where it is named after the module that they are in."""
+    packing: Packing | None = None
+    """Its numbers lie otherwise there."""
 
-    def stored(self, tensor: LazyTensor) -> LazyTensor:
+    def name(self, linear: str) -> str:
+        """That of the stored tensor, for the name of a linear with its dot."""
+        return (linear[:-1].rpartition(".")[0] + "." if self.above else linear) + self.suffix
+
+    def may_be_of(self, linear: str) -> bool:
+        return not self.above or linear[:-1].rpartition(".")[2] in self.above
+
+    def stored(self, tensor: LazyTensor, field: Field, weight: tuple[int, ...]) -> LazyTensor:
+        if self.packing:
+            to = self.packing
+            return repacked(tensor, field.follows, to.follows, weight, to.dtype, to.pack)
         tensor = viewed(tensor, self.dtype or tensor.dtype)
         return single(tensor) if self.single else spaced(tensor) if self.apart else tensor
 
-    def loaded(self, tensor: LazyTensor) -> LazyTensor:
+    def loaded(self, tensor: LazyTensor, field: Field, weight: tuple[int, ...]) -> LazyTensor:
         """The inverse of `stored`, but for the name of the dtype."""
+        if self.packing:
+            return repacked(tensor, self.packing.follows, field.follows, weight, field.dtypes[0], self.packing.unpack)
         if self.apart:
             return closed(tensor)
         return squeezed(tensor) if self.single and tensor.shape else tensor
 
-    def shape(self, field: tuple[int, ...]) -> tuple[int, ...]:
+    def shape(self, field: Field, weight: tuple[int, ...]) -> tuple[int, ...]:
         """That of a field as it is stored."""
+        if self.packing:
+            return self.packing.shape(weight)
+        shape = field.shape(weight)
         if self.apart:
-            return tuple(size for axis in field for size in (axis, 1))
-        return (1,) if self.single else field
+            return tuple(size for axis in shape for size in (axis, 1))
+        return (1,) if self.single else shape
+
+    def kinds(self, field: Field) -> tuple[str, ...]:
+        if self.packing:
+            return (self.packing.dtype,)
+        return self.dtypes or ((self.dtype,) if self.dtype else field.dtypes)
 
 
 @dataclass(frozen=True)
@@ -76,6 +103,8 @@ class Field:
     """What an absent field stands for; None where every weight must have it."""
     optional: bool = False
     """It may be absent and stands for nothing then."""
+    of_shape: bool = False
+    """It says the shape of the weight: worked out where it is stored, and held against the weight where it is read."""
 
     def shape(self, weight: Sequence[int]) -> tuple[int, ...]:
         """Its shape, rounded up, for a weight's."""
@@ -223,10 +252,13 @@ def spread(stored: str, tensor: Encoded, dialect: str, dtype: str) -> Iterator[t
     would have plain, `dtype` that of what has to be made up."""
     linear = stored.removesuffix(NUMBERS)
     for each, form in tensor.encoding.in_dialect(dialect):
+        if each.of_shape:
+            yield form.name(linear), Held(np.array(tensor.shape, np.int64), "int64"), ""
+            continue
         found = tensor.field(each, dtype) if form.always else tensor.fields.get(each.name)
         if found is not None:
             made = "" if each.name in tensor.fields else f"{each.neutral} throughout, its {each.name} being absent"
-            yield linear + form.suffix, form.stored(found), made
+            yield form.name(linear), form.stored(found, each, tensor.shape), made
 
 
 @dataclass(frozen=True)
@@ -242,23 +274,28 @@ def gather(stored: Mapping[str, LazyTensor], encoding: Encoding, dialect: str) -
     """The inverse of `spread`: every weight whose dtype is that of the encoding, with the fields beside it."""
     tensors, members = dict(stored), {}
     ((numbers, how),) = [(each, form) for each, form in encoding.in_dialect(dialect) if each.name == NUMBERS]
-    kinds = (how.dtype,) if how.dtype else numbers.dtypes
+    kinds, follows = how.kinds(numbers), how.packing.follows if how.packing else numbers.follows
     for name, tensor in stored.items():
         if not name.endswith(f".{how.suffix}") or tensor.dtype not in kinds or len(tensor.shape) != 2:
             continue
         linear = name.removesuffix(how.suffix)
-        shape = tuple(size * step for size, (_, step) in zip(tensor.shape, numbers.follows, strict=True))
-        names = {each.name: linear + form.suffix for each, form in encoding.in_dialect(dialect)}
+        shape = tuple(size * step for size, (_, step) in zip(tensor.shape, follows, strict=True))
+        names = {each.name: form.name(linear) for each, form in encoding.in_dialect(dialect)}
         fields = {
             each.name: _field(each, form, name, names[each.name], stored, shape)
             for each, form in encoding.in_dialect(dialect)
-            if names[each.name] in stored or form.always or not (each.optional or each.neutral is not None)
+            if (names[each.name] in stored and form.may_be_of(linear))
+            or form.always
+            or not (each.optional or each.neutral is not None)
         }
-        members[name] = tuple(names[field] for field in fields)
-        for each in members[name]:
+        weight = linear + NUMBERS
+        members[weight] = tuple(names[field] for field in fields)
+        for each in members[weight]:
             tensors.pop(each)
-        tensors[name] = Encoded(name, shape, encoding, fields)
-    strays = {form.suffix for each, form in encoding.in_dialect(dialect) if each.name != NUMBERS}
+        for said in (each.name for each in encoding.fields if each.of_shape and each.name in fields):
+            _check_shape(names[said], fields.pop(said), shape)
+        tensors[weight] = Encoded(weight, shape, encoding, fields)
+    strays = {form.suffix for each, form in encoding.in_dialect(dialect) if each.name != NUMBERS or how.packing}
     if alone := [name for name in tensors if name.rpartition(".")[2] in strays]:
         raise DamagedInput(
             f"{len(alone)} scales have no weight quantized by {encoding.method} beside them, the first is {alone[0]}; "
@@ -267,21 +304,30 @@ def gather(stored: Mapping[str, LazyTensor], encoding: Encoding, dialect: str) -
     return Gathered(tensors, members)
 
 
+def _check_shape(name: str, stored: LazyTensor, weight: tuple[int, ...]) -> None:
+    if (said := tuple(int(size) for size in read(stored))) != weight:
+        raise DamagedInput(f"{name} says {list(said)}, and the weight has {list(weight)}; copy the checkpoint again")
+
+
 def _field(
     each: Field, form: Form, weight: str, name: str, stored: Mapping[str, LazyTensor], shape: tuple[int, ...]
 ) -> LazyTensor:
     """One field of a weight, checked."""
     if name not in stored:
         raise DamagedInput(f"{weight} is quantized, and its {name} is missing; copy the checkpoint again")
-    tensor, kinds = stored[name], (form.dtype,) if form.dtype else each.dtypes
-    needed = form.shape(each.shape(shape))
+    tensor, kinds = stored[name], form.kinds(each)
+    needed = (2,) if each.of_shape else form.shape(each, shape)
     found = (1,) if form.single and not tensor.shape else tensor.shape
     if found != needed or tensor.dtype not in kinds:
         raise DamagedInput(
             f"{name} is {tensor.dtype} {list(tensor.shape)}, {' or '.join(kinds)} {list(needed)} needed beside a "
             f"weight of {list(shape)}; copy the checkpoint again"
         )
-    tensor = form.loaded(tensor)
+    if form.packing and any(shape[axis] % step for axis, step in each.follows):
+        raise UnsupportedInput(f"{weight} has an odd number of rows, and nemoport has two of them in a byte")
+    tensor = form.loaded(tensor, each, shape)
+    if form.dtypes:
+        return tensor
     own = tensor.dtype if tensor.dtype in each.dtypes else each.dtypes[0]
     assert itemsize(own) == itemsize(tensor.dtype), (own, tensor.dtype)
     return viewed(tensor, own)

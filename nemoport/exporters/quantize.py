@@ -15,16 +15,15 @@ from types import ModuleType
 import numpy as np
 
 from nemoport import __version__, plugins
-from nemoport.artifact import json_bytes
 from nemoport.errors import UnsupportedInput, UsageError
 from nemoport.exporters.checkpoint import Model, Quantized
 from nemoport.exporters.computed import solved
 from nemoport.exporters.dequantized import QUANTIZERS
-from nemoport.exporters.dialects import modelopt
+from nemoport.exporters.descriptions import described, left_plain
 from nemoport.exporters.encoding import Encoded, Encoding
 from nemoport.exporters.groups import Group, groups
 from nemoport.exporters.methods import packed_rows
-from nemoport.exporters.quantized import DESCRIPTION, KV_CACHE
+from nemoport.exporters.quantized import KV_CACHE
 from nemoport.exporters.quantizing import Fields, Given, Shares
 from nemoport.exporters.rules import bindings, written
 from nemoport.exporters.smoothing import folded
@@ -33,15 +32,17 @@ from nemoport.exporters.statistics import Statistics
 from nemoport.exporters.tensor import LazyTensor, cast
 from nemoport.spec import Plan, Recipe, TensorSpec, tensors
 
-FOLDS = {"modelopt": ("int4_awq",)}
+FOLDS = {"modelopt": ("int4_awq",), "compressed-tensors": ("int4_awq", "int8_sq")}
 """By dialect: whose pre-scales go into the norm that feeds a group. Elsewhere they stand beside the weight."""
-NAMINGS = {"modelopt": "huggingface", "trtllm": "trtllm"}
+BESIDE = ("modelopt", "trtllm")
+"""The dialects in which a pre-scale may stand beside a weight."""
+NAMINGS = {"modelopt": "huggingface", "compressed-tensors": "huggingface", "trtllm": "trtllm"}
 """By dialect: whose names its target writes."""
 KV_CACHES = {"fp8": "FP8"}
 """What `--kv-cache` takes, in ModelOpt's words."""
 KV_NEEDS = ("keys", "values")
 _KV_MOST = np.float32(448)
-_PRE_SCALE, _LAYER = "pre_scale", "layers."
+_PRE_SCALE = "pre_scale"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +57,16 @@ class Chosen:
     """The statistics that it takes."""
 
 
-def chosen(recipe: Recipe, to: str, target: ModuleType, calibrated: bool) -> Chosen:
+def chosen(recipe: Recipe, to: str, target: ModuleType, calibrated: bool, wanted: str | None = None) -> Chosen:
     """The method for a target, refused where they do not go together."""
     module = plugins.load(QUANTIZERS, recipe.method)
     if not calibrated and hasattr(module, "UNCALIBRATED"):
         module = plugins.load(QUANTIZERS, module.UNCALIBRATED)
     encoding: Encoding = module.encoding(None)
     what = f"--quantize {recipe.method}"
-    if (dialect := getattr(target, "DIALECT", None)) is None:
+    if not (dialects := getattr(target, "DIALECTS", ())):
         raise UnsupportedInput(f"{what} is not written by --to {to} yet; use --to hf or --to trtllm")
+    dialect = wanted or dialects[0]
     if dialect not in encoding.loads:
         why = encoding.refused.get(dialect, f"--to {to} has no words for it")
         raise UnsupportedInput(f"{what} cannot be written by --to {to}: {why}; use --to hf, or another method")
@@ -103,6 +105,7 @@ def quantized(model: Model, chosen: Chosen, plan: Plan, statistics: Callable[[],
                 names=linears,
                 weights=tuple(weights[linear] for linear in linears),
                 dialect=chosen.dialect,
+                pre_scaled=chosen.dialect in BESIDE or group.norm is not None,
                 input=group.name,
                 statistics=statistics,
             )
@@ -115,15 +118,7 @@ def quantized(model: Model, chosen: Chosen, plan: Plan, statistics: Callable[[],
                 transforms[name] = _said(transforms.get(name), f"quantize {chosen.encoding.method}")
     for norm, pre_scale in pre_scales.items():
         _fold(norm, pre_scale, model, made, transforms)
-    plain = (
-        name.removesuffix(".weight") for name, spec in specs.items() if name.startswith(_LAYER) and len(spec.axes) == 2
-    )
-    outside = {
-        names[each]["huggingface"]
-        for each in plain
-        if not isinstance(made[f"{each}.weight"], Encoded) and "huggingface" in names[each]
-    }
-    excluded = sorted({*modelopt.ALWAYS_EXCLUDED, *outside})
+    excluded = left_plain(model, made)
     return replace(model, tensors=made, transforms=transforms, quantized=_description(chosen, excluded))
 
 
@@ -241,11 +236,13 @@ def _description(chosen: Chosen, excluded: list[str]) -> Quantized:
         "excluded": tuple(excluded),
         "calibration": recipe.calibration,
     }
+    config, files = described(chosen.dialect, algorithm, chosen.encoding, kv_cache, excluded)
     return Quantized(
         encoding=chosen.encoding,
+        dialect=chosen.dialect,
         said={key: value for key, value in said.items() if value is not None},
         kv_cache=kv_cache,
         excluded=tuple(excluded),
-        config=modelopt.quantization_config(algorithm, kv_cache, excluded),
-        files={DESCRIPTION: json_bytes(modelopt.description(algorithm, chosen.encoding, kv_cache, excluded))},
+        config=config,
+        files=files,
     )

@@ -1,5 +1,5 @@
 """Checkpoints that are quantized already, as NVIDIA ModelOpt and others leave them: recognised, never dequantized.
-Those of ModelOpt in Hugging Face's names are read, each weight with its scales.
+Those of ModelOpt, compressed-tensors and DeepSeek in Hugging Face's names are read, each weight with its scales.
 
 - Hugging Face: `hf_quant_config.json` beside the weights (ModelOpt), or `quantization_config` in `config.json`;
 - Megatron: `modelopt_state/` beside the weights, or quantizers (`..._quantizer._amax`) among the tensors.
@@ -7,18 +7,21 @@ Those of ModelOpt in Hugging Face's names are read, each weight with its scales.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from nemoport import plugins
 from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.exporters.checkpoint import Checkpoint, Quantized
-from nemoport.exporters.dequantized import algorithms
-from nemoport.exporters.encoding import SCALAR, Encoded, Encoding, Field, Form, Gathered, gather
+from nemoport.exporters.dequantized import QUANTIZERS, algorithms
+from nemoport.exporters.dialects import compressed_tensors
+from nemoport.exporters.encoding import FLOATS, SCALAR, Encoded, Encoding, Field, Form, Gathered, gather
+from nemoport.exporters.exclusion import excludes
 from nemoport.exporters.formats import distributed
 from nemoport.exporters.formats.structured import mapping
+from nemoport.exporters.quantizers import fp8_block
 from nemoport.exporters.tensor import LazyTensor
 
 DESCRIPTION, STATE = "hf_quant_config.json", "modelopt_state"
@@ -37,6 +40,8 @@ class Quantization:
     """Inputs that share a scale, where it says."""
     excluded: tuple[str, ...] = ()
     """Patterns of the linears that are not quantized."""
+    dialect: str | None = None
+    """Whose words and names it is in; None where nemoport does not read them."""
 
     def __str__(self) -> str:
         cache = f", KV cache {self.kv_cache}" if self.kv_cache else ""
@@ -63,15 +68,26 @@ def _said(where: str, said: Mapping[str, Any], producer: Mapping[str, Any]) -> Q
     words = [producer.get("name") or method or "a program that it does not name", producer.get("version")]
     groups = _table(_table(_table(said.get("config_groups")).get("group_0")).get("weights"))
     group = said.get("group_size") or groups.get("group_size")
-    excluded = said.get("exclude_modules") or said.get("ignore") or ()
+    excluded = said.get("exclude_modules") or said.get("ignore") or said.get("modules_to_not_convert") or ()
+    cache = _table(said.get("kv_cache_scheme"))
+    by_scheme = "FP8" if (cache.get("type"), cache.get("num_bits")) == ("float", 8) else cache.get("type")
     return Quantization(
         where=where,
         producer=" ".join(str(word) for word in words if word),
-        algorithm=_word(said.get("quant_algo") or method),
-        kv_cache=_word(said.get("kv_cache_quant_algo") or _table(said.get("kv_cache_scheme")).get("type")),
+        algorithm=_word(said.get("quant_algo") or said.get("format") or method),
+        kv_cache=_word(said.get("kv_cache_quant_algo") or by_scheme),
         group=group if type(group) is int and group > 0 else None,  # GPTQ says -1 for none
         excluded=tuple(map(str, excluded)) if isinstance(excluded, list | tuple) else (),
+        dialect=_dialect(said, producer),
     )
+
+
+def _dialect(said: Mapping[str, Any], producer: Mapping[str, Any]) -> str | None:
+    if said.get("quant_method") == compressed_tensors.NAME:
+        return compressed_tensors.NAME
+    if said.get("quant_method") == "fp8" and said.get("weight_block_size"):
+        return DEEPSEEK
+    return "modelopt" if producer.get("name") == "modelopt" else None
 
 
 def _state(path: Path) -> Path | None:
@@ -88,22 +104,39 @@ def _word(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
+def _beside(name: str, linear: str) -> dict[str, Form]:
+    """compressed-tensors has it with the attention that both projections are in."""
+    return {compressed_tensors.NAME: Form(name, single=True, above=(linear, "qkv_proj"), dtypes=FLOATS)}
+
+
 KV_CACHE = (
-    Field("k_scale", ("float32",), SCALAR, {"modelopt": Form("k_scale")}, optional=True),
-    Field("v_scale", ("float32",), SCALAR, {"modelopt": Form("v_scale")}, optional=True),
+    Field(
+        "k_scale", ("float32",), SCALAR, {"modelopt": Form("k_scale"), **_beside("k_scale", "k_proj")}, optional=True
+    ),
+    Field(
+        "v_scale", ("float32",), SCALAR, {"modelopt": Form("v_scale"), **_beside("v_scale", "v_proj")}, optional=True
+    ),
 )
 """Scales of the cache, stored beside the projections that fill it: `k_proj.k_scale`, `v_proj.v_scale`."""
 
 
 def encoding(stored: Checkpoint, said: Quantization) -> Encoding:
     """The encoding of a checkpoint's weights, else an error that says why they are not read."""
-    known = algorithms()
     what = f"{stored.path} is quantized ({said}; {said.where})"
-    if stored.naming != "huggingface" or not said.producer.startswith("modelopt"):
+    if stored.naming != "huggingface" or said.dialect is None:
         raise UnsupportedInput(
-            f"{what}, and nemoport reads only what ModelOpt writes in Hugging Face's names, nor does it silently undo "
-            "a quantization; give the checkpoint that it came from, or ModelOpt's export of it"
+            f"{what}, and nemoport reads only what ModelOpt, compressed-tensors and DeepSeek write in Hugging Face's "
+            "names, nor does it silently undo a quantization; give the checkpoint that it came from, or an export of "
+            "it by one of these"
         )
+    if said.kv_cache not in (None, "FP8"):
+        raise UnsupportedInput(f"{what}; of KV caches nemoport knows the scales of FP8")
+    found = _ENCODINGS[said.dialect](stored, said, what)
+    return replace(found, fields=(*found.fields, *KV_CACHE)) if said.kv_cache else found
+
+
+def _of_modelopt(stored: Checkpoint, said: Quantization, what: str) -> Encoding:
+    known = algorithms()
     if said.algorithm not in known:
         raise UnsupportedInput(
             f"{what}; nemoport reads {', '.join(sorted(known))} and does not silently undo a quantization; "
@@ -112,25 +145,52 @@ def encoding(stored: Checkpoint, said: Quantization) -> Encoding:
     inside = _table(stored.config.get("quantization_config")).get("quant_algo", said.algorithm)
     if inside != said.algorithm:
         raise DamagedInput(f"{what}, but its config.json says {inside}; copy the checkpoint again")
-    if said.kv_cache not in (None, "FP8"):
-        raise UnsupportedInput(f"{what}; of KV caches nemoport knows the scales of FP8")
     found: Encoding = known[said.algorithm].encoding(said.group)
-    return replace(found, fields=(*found.fields, *KV_CACHE)) if said.kv_cache else found
+    return found
+
+
+def _of_compressed_tensors(stored: Checkpoint, said: Quantization, what: str) -> Encoding:
+    config = _table(stored.config.get("quantization_config"))
+    if (method := compressed_tensors.method(config)) is None or config.get("sparsity_config"):
+        known = sorted({f"{scheme.format} as {name}" for name, scheme in compressed_tensors.SCHEMES.items()})
+        raise UnsupportedInput(
+            f"{what}; of compressed-tensors nemoport reads one symmetric scheme for every linear, {', '.join(known)}, "
+            "and does not silently undo another; give the checkpoint that it came from"
+        )
+    found: Encoding = plugins.load(QUANTIZERS, method).encoding(said.group)
+    return found
+
+
+def _of_deepseek(stored: Checkpoint, said: Quantization, what: str) -> Encoding:
+    size = _table(stored.config.get("quantization_config")).get("weight_block_size")
+    if size != [fp8_block.BLOCK, fp8_block.BLOCK]:
+        raise UnsupportedInput(f"{what} in blocks of {size}; nemoport reads 128 x 128")
+    return fp8_block.encoding(None)
+
+
+DEEPSEEK = "deepseek"
+_ENCODINGS: Mapping[str, Callable[[Checkpoint, Quantization, str], Encoding]] = {
+    "modelopt": _of_modelopt,
+    compressed_tensors.NAME: _of_compressed_tensors,
+    DEEPSEEK: _of_deepseek,
+}
 
 
 def gathered(stored: Checkpoint, said: Quantization) -> tuple[Gathered, Quantized]:
     """The stored tensors with each quantized weight as one, and what the model keeps of the description."""
     how = encoding(stored, said)
+    assert said.dialect is not None
     description = stored.path / DESCRIPTION
     kept = Quantized(
         encoding=how,
+        dialect=said.dialect,
         said={key: value for key, value in asdict(said).items() if value is not None},
         kv_cache=said.kv_cache,
         excluded=said.excluded,
         config=stored.config.get("quantization_config"),
         files={DESCRIPTION: description.read_bytes()} if description.is_file() else {},
     )
-    return gather(stored.tensors, how, "modelopt"), kept
+    return gather(stored.tensors, how, said.dialect), kept
 
 
 def check_description(
@@ -139,16 +199,21 @@ def check_description(
     """The description and the weights must agree on what is quantized: loaders believe the description."""
     for name, tensor in tensors.items():
         linear = sources[name][0].rpartition(".")[0]
-        excluded = any(fnmatchcase(linear, each) or linear.startswith(f"{each}.") for each in said.excluded)
+        excluded = any(excludes(each, linear) for each in said.excluded)
         if isinstance(tensor, Encoded) and excluded:
             found = f"{linear} is, though it is excluded there"
-        elif not isinstance(tensor, Encoded) and not excluded and _is_linear(name, tensor):
+        elif not isinstance(tensor, Encoded) and not excluded and _is_linear(name, tensor) and _lists_all(said):
             found = f"{linear} is plain {tensor.dtype}, and not excluded there"
         else:
             continue
         raise DamagedInput(
             f"{stored.path} is quantized ({said}; {said.where}), but {found}; the description is of another checkpoint"
         )
+
+
+def _lists_all(said: Quantization) -> bool:
+    """DeepSeek's own lists nothing: what has no scale is plain."""
+    return said.dialect != DEEPSEEK
 
 
 def _is_linear(name: str, tensor: LazyTensor) -> bool:

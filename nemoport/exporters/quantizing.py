@@ -31,6 +31,8 @@ class Given:
     names: tuple[str, ...]
     weights: tuple[LazyTensor, ...]
     dialect: str
+    pre_scaled: bool = True
+    """A pre-scale has a place: beside the weight, or in a norm that feeds it."""
     input: str
     """The linear under which the statistics of their input stand."""
     statistics: Callable[[], Statistics] | None

@@ -137,7 +137,7 @@ def resolved(stored: Checkpoint, vocab: VocabPolicy = "true") -> Model:
         transforms={
             part: "the optimizer's float32 copy"
             for part, names in found.sources.items()
-            if any(stored.tensors[name] is stored.masters.get(name) for name in names)
+            if any(name in stored.masters and stored.tensors.get(name) is stored.masters[name] for name in names)
         },
     )
 

@@ -40,6 +40,8 @@ class Plan:
     vocab: VocabPolicy = "true"
     weights: Weights = "model"
     recipe: Recipe | None = None
+    dialect: str | None = None
+    """In which quantized weights are written; None is the source's own, or the target's first."""
 
     @property
     def world(self) -> int:

@@ -25,7 +25,7 @@ from nemoport.exporters import convert, source, statistics, stream
 from nemoport.exporters.dequantized import QUANTIZERS, all_dequantized, dequantized
 from nemoport.exporters.dtypes import real
 from nemoport.exporters.encoding import Encoded
-from nemoport.exporters.methods import rows
+from nemoport.exporters.methods import DIALECTS, rows
 from nemoport.exporters.quantizers import int4_awq
 from nemoport.exporters.statistics import Statistics
 from nemoport.exporters.tensor import Held, LazyTensor, cut, read
@@ -412,8 +412,9 @@ def test_what_the_table_refuses_is_refused_with_its_reason(tmp_path: Path) -> No
             more = ("--quantize", row.method)
             assert row.refused in refused(JUDGE, tmp_path, *more, to="trtllm", code=3)
         elif row.needs and row.method != "nvfp4":
-            to = {"modelopt": "hf", "trtllm": "trtllm"}[row.dialect]
-            assert "with --calib FILE" in refused(JUDGE, tmp_path, "--quantize", row.method, to=to, code=2)
+            to = DIALECTS[row.dialect]
+            more = ("--quantize", row.method, *(("--dialect", row.dialect) if to == "hf" else ()))
+            assert "with --calib FILE" in refused(JUDGE, tmp_path, *more, to=to, code=2)
     assert "is not written by --to onnx yet" in refused(JUDGE, tmp_path, "--quantize", "int8", to="onnx", code=3)
     assert "no quantizer is called 'fp9'" in refused(JUDGE, tmp_path, "--quantize", "fp9", code=2)
 

@@ -12,36 +12,40 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemoport.exporters.arithmetic import ARITHMETIC
 from nemoport.exporters.computed import Array, Compute, Once, computed, single, solved
 from nemoport.exporters.dtypes import itemsize, real
-from nemoport.exporters.encoding import EVERY, SCALAR, Encoding, Field, Form
+from nemoport.exporters.encoding import EVERY, FLOATS, SCALAR, Encoding, Field, Form
 from nemoport.exporters.quantizing import APART, TOGETHER, Fields, Given, input_amax, joint
 from nemoport.exporters.tensor import LazyTensor
 
 ALGORITHM = "FP8"
-NEEDS = {"modelopt": ("amax",), "trtllm": ("amax",)}
-SHARES = {"modelopt": APART, "trtllm": TOGETHER}
+NEEDS = {"modelopt": ("amax",), "trtllm": ("amax",), "compressed-tensors": ("amax",)}
+SHARES = {"modelopt": APART, "trtllm": TOGETHER, "compressed-tensors": APART}
 MOST = np.float32(448)
 E4M3 = "float8_e4m3fn"
+WEIGHT = {dialect: Form("weight") for dialect in NEEDS}
 
 
 def encoding(group: int | None) -> Encoding:
     return Encoding(
         "fp8",
         (
-            Field("weight", (E4M3,), EVERY, {"modelopt": Form("weight"), "trtllm": Form("weight")}),
+            Field("weight", (E4M3,), EVERY, WEIGHT),
             Field("scale", ("float32",), SCALAR, _forms("weight_scale", "weights_scaling_factor")),
             Field("input_scale", ("float32",), SCALAR, _forms("input_scale", "activation_scaling_factor")),
         ),
         loads={
             "modelopt": ("vLLM", "SGLang", "TensorRT-LLM 1.0 or later (PyTorch backend)"),
             "trtllm": ("TensorRT-LLM 0.8 to 1.2 (trtllm-build)", "NIM 1.x"),
+            "compressed-tensors": ("vLLM", "transformers with compressed-tensors"),
         },
     )
 
 
 def _forms(modelopt: str, trtllm: str) -> dict[str, Form]:
-    return {"modelopt": Form(modelopt), "trtllm": Form(trtllm, single=True)}
+    other = Form(modelopt, single=True, dtypes=FLOATS)
+    return {"modelopt": Form(modelopt), "trtllm": Form(trtllm, single=True), "compressed-tensors": other}
 
 
 def dequantize(fields: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
@@ -50,13 +54,19 @@ def dequantize(fields: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
 
 
 def quantize(given: Given) -> tuple[Fields, ...]:
-    one = joint(given.largest())
-    scale = Once(lambda: np.float32(one() / MOST))
+    one, exact = joint(given.largest()), ARITHMETIC[given.dialect]
+    kind, dtype = real(given.weights[0].dtype), exact.dtype(given.weights[0].dtype)
+    held = real(dtype)
+
+    def scaled(largest: np.float32) -> np.float32:
+        return np.float32(exact.scale(np.asarray(single(np.asarray(largest).astype(held))), MOST, kind))
+
+    scale = Once(lambda: scaled(one()))
     return tuple(
         {
             "weight": computed(weight, EVERY, E4M3, codes(weight, scale, DIVIDE[given.dialect])),
-            "scale": solved((), "float32", lambda: np.array(scale())),
-            "input_scale": solved((), "float32", lambda: np.array(input_amax(given) / MOST)),
+            "scale": solved((), dtype, lambda: np.array(scale()).astype(held)),
+            "input_scale": solved((), dtype, lambda: np.array(scaled(input_amax(given))).astype(held)),
         }
         for weight in given.weights
     )
@@ -72,7 +82,7 @@ def _in_float32(block: Array, scale: np.float32) -> Array:
     return quotient
 
 
-DIVIDE = {"modelopt": _in_its_dtype, "trtllm": _in_float32}
+DIVIDE = {"modelopt": _in_its_dtype, "trtllm": _in_float32, "compressed-tensors": _in_its_dtype}
 
 
 def codes(weight: LazyTensor, scale: Once[np.float32], divide: Callable[[Array, np.float32], Array]) -> Compute:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemoport.exporters.arithmetic import ARITHMETIC
 from nemoport.exporters.computed import Array, Single, computed, single
 from nemoport.exporters.dtypes import real
 from nemoport.exporters.encoding import EVERY, Encoding, Field, Form
@@ -20,18 +21,18 @@ from nemoport.exporters.quantizers.fp8 import E4M3, MOST
 from nemoport.exporters.quantizing import APART, Fields, Given
 
 ALGORITHM = "FP8_PER_CHANNEL_PER_TOKEN"
-NEEDS: Mapping[str, tuple[str, ...]] = {"modelopt": ()}
-SHARES = {"modelopt": APART}
+NEEDS: Mapping[str, tuple[str, ...]] = {"modelopt": (), "compressed-tensors": ()}
+SHARES = {"modelopt": APART, "compressed-tensors": APART}
 
 
 def encoding(group: int | None) -> Encoding:
     return Encoding(
         "fp8_dynamic",
         (
-            Field("weight", (E4M3,), EVERY, {"modelopt": Form("weight")}),
-            Field("scale", ("float32",), int8.ROW, {"modelopt": Form("weight_scale")}),
+            Field("weight", (E4M3,), EVERY, {dialect: Form("weight") for dialect in NEEDS}),
+            Field("scale", ("float32",), int8.ROW, int8.SCALES),
         ),
-        loads={"modelopt": ("vLLM",)},
+        loads={"modelopt": ("vLLM",), "compressed-tensors": ("vLLM", "transformers with compressed-tensors")},
         refused={"trtllm": "TensorRT-LLM's rank files take it only with tensors that nemoport does not write"},
     )
 
@@ -41,16 +42,22 @@ def dequantize(fields: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
 
 
 def quantize(given: Given) -> tuple[Fields, ...]:
+    exact = ARITHMETIC[given.dialect]
+
     def made(weight: Any, largest: Any) -> Fields:
+        kind, dtype = real(weight.dtype), exact.dtype(weight.dtype)
+
         def scales(block: Array) -> Single:
-            return int8.row_scales(single(block), MOST, largest)
+            return int8.row_scales(single(block), MOST, largest, exact, kind)
 
         def codes(block: Array, _: object) -> Array:
-            return (single(block) / scales(block)[:, None]).astype(real(E4M3))
+            return exact.divided(single(block), scales(block)[:, None], kind).astype(real(E4M3))
 
         return {
             "weight": computed(weight, EVERY, E4M3, codes, int8.WHOLE_ROWS),
-            "scale": computed(weight, int8.ROW, "float32", lambda block, _: scales(block), int8.WHOLE_ROWS),
+            "scale": computed(
+                weight, int8.ROW, dtype, lambda block, _: scales(block).astype(real(dtype)), int8.WHOLE_ROWS
+            ),
         }
 
     return tuple(made(weight, largest) for weight, largest in zip(given.weights, given.largest(), strict=True))

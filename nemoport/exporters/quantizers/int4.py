@@ -2,6 +2,7 @@
 as ModelOpt does.
 
 scale = max |w| of the group / 7, or of a share of it where cutting off what is beyond makes the squared error smaller.
+compressed-tensors has its own, max |w| / 7.5.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from nemoport.exporters.arithmetic import ARITHMETIC
 from nemoport.exporters.computed import Single
 from nemoport.exporters.quantizers import int4_awq
 from nemoport.exporters.quantizers.int4_awq import MOST, Groups, dequantize, encoding, rounded_groups
@@ -18,15 +20,17 @@ from nemoport.exporters.quantizing import APART, Fields, Given
 __all__ = ["ALGORITHM", "NEEDS", "SHARES", "dequantize", "encoding", "quantize"]
 
 ALGORITHM = int4_awq.ALGORITHM
-NEEDS: Mapping[str, tuple[str, ...]] = {"modelopt": (), "trtllm": ()}
-SHARES = {"modelopt": APART, "trtllm": APART}
+NEEDS: Mapping[str, tuple[str, ...]] = {"modelopt": (), "trtllm": (), "compressed-tensors": ()}
+SHARES = {"modelopt": APART, "trtllm": APART, "compressed-tensors": APART}
 CLIPS = tuple(np.float32(1 - step / 20) for step in range(1, 9))
 """Shares of the largest magnitude that are tried in its place."""
 
 
 def quantize(given: Given) -> tuple[Fields, ...]:
     pairs = zip(given.weights, given.largest(), strict=True)
-    return tuple(rounded_groups(weight, largest, clipped) for weight, largest in pairs)
+    return tuple(
+        rounded_groups(weight, largest, ARITHMETIC[given.dialect], SEARCH[given.dialect]) for weight, largest in pairs
+    )
 
 
 def clipped(groups: Groups) -> Single:
@@ -45,3 +49,6 @@ def _error(groups: Groups, scale: Single) -> Single:
     gap = groups - np.clip(np.rint(groups / each), -MOST - 1, MOST) * each
     squared: Single = np.einsum("rgi,rgi->rg", gap, gap)
     return squared
+
+
+SEARCH = {"modelopt": clipped, "trtllm": clipped, "compressed-tensors": None}

@@ -13,8 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemoport.exporters.arithmetic import ARITHMETIC, Arithmetic
 from nemoport.exporters.computed import Array, Once, Single, computed, single
+from nemoport.exporters.dtypes import real
 from nemoport.exporters.encoding import FLOATS, Encoding, Field, Form
+from nemoport.exporters.packing import FOUR_BITS
+from nemoport.exporters.quantizers.int8 import SHAPE
 from nemoport.exporters.quantizing import TOGETHER, Fields, Given
 from nemoport.exporters.smoothing import PRE_SCALE, mean_share, smoothed
 from nemoport.exporters.tensor import LazyTensor
@@ -23,8 +27,12 @@ Groups = Single
 """float32 [rows, groups, inputs of a group]."""
 
 ALGORITHM = "W4A16_AWQ"
-NEEDS = {"modelopt": ("mean", "losses"), "trtllm": ("mean", "losses")}
-SHARES = {"modelopt": TOGETHER, "trtllm": TOGETHER[:1]}
+NEEDS = {
+    "modelopt": ("mean", "losses"),
+    "trtllm": ("mean", "losses"),
+    "compressed-tensors": ("mean", "losses"),
+}
+SHARES = {"modelopt": TOGETHER, "trtllm": TOGETHER[:1], "compressed-tensors": TOGETHER}
 GROUP = 128
 PAIRS = ((0, 2), (1, 1))
 MOST = np.float32(7)
@@ -43,21 +51,31 @@ def encoding(group: int | None) -> Encoding:
                 "weight",
                 ("uint8",),
                 PAIRS,
-                {"modelopt": Form("weight"), "trtllm": Form("weight", dtype="int8")},
+                {
+                    "modelopt": Form("weight"),
+                    "trtllm": Form("weight", dtype="int8"),
+                    "compressed-tensors": Form("weight_packed", packing=FOUR_BITS),
+                },
             ),
             Field("scale", ("float32",), ((0, 1), (1, group)), _forms("weight_scale", "weights_scaling_factor")),
+            SHAPE,
             Field("pre_scale", FLOATS, ((1, 1),), PRE_SCALE, 1.0),
         ),
         group=group,
         loads={
             "modelopt": ("TensorRT-LLM 1.0 or later (PyTorch backend)",),
             "trtllm": ("TensorRT-LLM 0.8 to 1.2 (trtllm-build)", "NIM 1.x"),
+            "compressed-tensors": ("vLLM", "transformers with compressed-tensors"),
         },
     )
 
 
 def _forms(modelopt: str, trtllm: str) -> dict[str, Form]:
-    return {"modelopt": Form(modelopt), "trtllm": Form(trtllm)}
+    return {
+        "modelopt": Form(modelopt),
+        "trtllm": Form(trtllm),
+        "compressed-tensors": Form(modelopt, dtypes=FLOATS),
+    }
 
 
 def dequantize(fields: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
@@ -70,9 +88,13 @@ def dequantize(fields: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
 
 
 def quantize(given: Given) -> tuple[Fields, ...]:
+    exact = ARITHMETIC[given.dialect]
+    if not given.pre_scaled:
+        apart = zip(given.weights, given.largest(), strict=True)
+        return tuple(rounded_groups(weight, largest, exact) for weight, largest in apart)
     each = smoothed(given, lambda index: _pre_scale(given, index))
     pairs = zip(each, given.largest(), strict=True)
-    return tuple({**rounded_groups(one.weight, largest), "pre_scale": one.pre_scale} for one, largest in pairs)
+    return tuple({**rounded_groups(one.weight, largest, exact), "pre_scale": one.pre_scale} for one, largest in pairs)
 
 
 def _pre_scale(given: Given, index: int) -> Single:
@@ -97,9 +119,17 @@ def scales(groups: Groups) -> Single:
 
 
 def rounded_groups(
-    weight: LazyTensor, largest: Once[np.float32], scaled: Callable[[Groups], Single] = scales
+    weight: LazyTensor,
+    largest: Once[np.float32],
+    exact: Arithmetic = ARITHMETIC["modelopt"],
+    scaled: Callable[[Groups], Single] | None = None,
 ) -> Fields:
-    """Weight and scale of a matrix; `largest` has seen that it can be quantized at all."""
+    """Weight and scale of a matrix; `largest` has seen that it can be quantized at all. `scaled` gives other scales
+    than the dialect's."""
+    kind, dtype = real(weight.dtype), exact.dtype(weight.dtype)
+
+    def scaling(groups: Groups) -> Single:
+        return scaled(groups) if scaled else exact.scale(np.abs(groups).max(axis=2), MOST, kind)
 
     def grouped(block: Array) -> Groups:
         largest()
@@ -107,15 +137,20 @@ def rounded_groups(
 
     def codes(block: Array, _: object) -> Array:
         groups = grouped(block)
-        numbers = np.clip(np.rint(groups / scaled(groups)[:, :, None]), -MOST - 1, MOST).astype(np.int8)
+        numbers = np.clip(np.rint(exact.divided(groups, scaling(groups)[:, :, None], kind)), -MOST - 1, MOST).astype(
+            np.int8
+        )
         nibbles: Array = numbers.reshape(block.shape).view(np.uint8) & 15
         pairs: Array = nibbles[0::2] | nibbles[1::2] << 4
         return pairs
 
+    def scales_of(block: Array, _: object) -> Array:
+        return scaling(grouped(block)).astype(real(dtype))
+
     together = (2, GROUP)
     return {
         "weight": computed(weight, PAIRS, "uint8", codes, together),
-        "scale": computed(weight, ((0, 1), (1, GROUP)), "float32", lambda block, _: scaled(grouped(block)), together),
+        "scale": computed(weight, ((0, 1), (1, GROUP)), dtype, scales_of, together),
     }
 
 

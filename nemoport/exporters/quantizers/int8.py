@@ -11,27 +11,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemoport.exporters.arithmetic import ARITHMETIC, Arithmetic, Kind
 from nemoport.exporters.computed import Array, Once, Single, computed, single
-from nemoport.exporters.encoding import EVERY, Encoding, Field, Form
+from nemoport.exporters.dtypes import real
+from nemoport.exporters.encoding import EVERY, FLOATS, SCALAR, Encoding, Field, Form
+from nemoport.exporters.packing import EIGHT_BITS
 from nemoport.exporters.quantizing import APART, Fields, Given
 from nemoport.exporters.tensor import LazyTensor
 
 ALGORITHM = "W8A16"
-NEEDS: Mapping[str, tuple[str, ...]] = {"modelopt": ()}
-SHARES = {"modelopt": APART}
+NEEDS: Mapping[str, tuple[str, ...]] = {"modelopt": (), "compressed-tensors": ()}
+SHARES = {"modelopt": APART, "compressed-tensors": APART}
 MOST = np.float32(127)
 ROW = ((0, 1),)
 WHOLE_ROWS = (1, 0)
+SCALES = {"modelopt": Form("weight_scale"), "compressed-tensors": Form("weight_scale", apart=True, dtypes=FLOATS)}
+PACKED = Form("weight_packed", packing=EIGHT_BITS)
+SHAPE = Field("shape", ("int64",), SCALAR, {"compressed-tensors": Form("weight_shape")}, of_shape=True)
+"""What packed words do not tell."""
 
 
 def encoding(group: int | None) -> Encoding:
     return Encoding(
         "int8",
         (
-            Field("weight", ("int8",), EVERY, {"modelopt": Form("weight")}),
-            Field("scale", ("float32",), ROW, {"modelopt": Form("weight_scale")}),
+            Field("weight", ("int8",), EVERY, {"modelopt": Form("weight"), "compressed-tensors": PACKED}),
+            Field("scale", ("float32",), ROW, SCALES),
+            SHAPE,
         ),
-        loads={"modelopt": ("what reads the W8A16 layout of NVIDIA ModelOpt",)},
+        loads={
+            "modelopt": ("what reads the W8A16 layout of NVIDIA ModelOpt",),
+            "compressed-tensors": ("vLLM", "transformers with compressed-tensors"),
+        },
         refused={"trtllm": "TensorRT-LLM's loader rejects it and quantizes plain weights to W8A16 itself"},
     )
 
@@ -43,28 +54,29 @@ def dequantize(fields: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
 
 def quantize(given: Given) -> tuple[Fields, ...]:
     pairs = zip(given.weights, given.largest(), strict=True)
-    return tuple(rows(weight, largest) for weight, largest in pairs)
+    return tuple(rows(weight, largest, ARITHMETIC[given.dialect]) for weight, largest in pairs)
 
 
-def rows(weight: LazyTensor, largest: Once[np.float32]) -> Fields:
+def rows(weight: LazyTensor, largest: Once[np.float32], exact: Arithmetic) -> Fields:
     """Weight and scale of a matrix, each row by itself; `largest` has seen that it can be quantized at all."""
+    kind, dtype = real(weight.dtype), exact.dtype(weight.dtype)
 
     def scales(block: Array) -> Single:
-        return row_scales(single(block), MOST, largest)
+        return row_scales(single(block), MOST, largest, exact, kind)
 
     def codes(block: Array, _: object) -> Array:
-        found: Array = np.clip(np.rint(single(block) / scales(block)[:, None]), -128, 127).astype(np.int8)
+        found: Array = np.clip(np.rint(exact.divided(single(block), scales(block)[:, None], kind)), -128, 127).astype(
+            np.int8
+        )
         return found
 
     return {
         "weight": computed(weight, EVERY, "int8", codes, WHOLE_ROWS),
-        "scale": computed(weight, ROW, "float32", lambda block, _: scales(block), WHOLE_ROWS),
+        "scale": computed(weight, ROW, dtype, lambda block, _: scales(block).astype(real(dtype)), WHOLE_ROWS),
     }
 
 
-def row_scales(numbers: Single, most: np.float32, largest: Once[np.float32]) -> Single:
-    """max |w| / most of each row of numbers, of any axes before the last; 1 where all are zero."""
+def row_scales(numbers: Single, most: np.float32, largest: Once[np.float32], exact: Arithmetic, kind: Kind) -> Single:
+    """Of each row of numbers, of any axes before the last."""
     largest()
-    scale: Single = np.abs(numbers).max(axis=-1) / most
-    scale[scale == 0] = 1
-    return scale
+    return exact.scale(np.abs(numbers).max(axis=-1), most, kind)

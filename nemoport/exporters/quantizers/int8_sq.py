@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemoport.exporters.arithmetic import ARITHMETIC
 from nemoport.exporters.computed import Once, Single, solved
 from nemoport.exporters.encoding import EVERY, FLOATS, SCALAR, Encoding, Field, Form
 from nemoport.exporters.quantizers import int8
@@ -19,10 +20,10 @@ from nemoport.exporters.quantizing import TOGETHER, Fields, Given
 from nemoport.exporters.smoothing import PRE_SCALE, Smoothed, column_amax, smoothed
 
 ALGORITHM = "W8A8_SQ_PER_CHANNEL"
-NEEDS = {"modelopt": ("amax",), "trtllm": ("amax",)}
-SHARES = {"modelopt": TOGETHER, "trtllm": TOGETHER[:1]}
-EXPONENT = 1.0
-"""How much of the range of the input moves into the weights; ModelOpt's default, where the paper has 0.5."""
+NEEDS = {"modelopt": ("amax",), "trtllm": ("amax",), "compressed-tensors": ("amax",)}
+SHARES = {"modelopt": TOGETHER, "trtllm": TOGETHER[:1], "compressed-tensors": TOGETHER}
+EXPONENT = {"modelopt": 1.0, "trtllm": 1.0, "compressed-tensors": 0.5}
+"""How much of the range of the input moves into the weights: ModelOpt's default; the paper's and llm-compressor's."""
 LEAST, MOST = np.float32(1e-4), np.float32(1e4)
 
 
@@ -30,8 +31,8 @@ def encoding(group: int | None) -> Encoding:
     return Encoding(
         "int8_sq",
         (
-            Field("weight", ("int8",), EVERY, {"modelopt": Form("weight"), "trtllm": Form("weight")}),
-            Field("scale", ("float32",), int8.ROW, _forms("weight_scale", Form("weights_scaling_factor"))),
+            Field("weight", ("int8",), EVERY, {dialect: Form("weight") for dialect in NEEDS}),
+            Field("scale", ("float32",), int8.ROW, {**int8.SCALES, "trtllm": Form("weights_scaling_factor")}),
             Field("pre_scale", FLOATS, ((1, 1),), PRE_SCALE, 1.0),
             Field(
                 "input_scale",
@@ -43,6 +44,7 @@ def encoding(group: int | None) -> Encoding:
         loads={
             "modelopt": ("what reads the W8A8_SQ_PER_CHANNEL layout of NVIDIA ModelOpt",),
             "trtllm": ("TensorRT-LLM 0.8 to 1.2 (trtllm-build)", "NIM 1.x"),
+            "compressed-tensors": ("vLLM", "transformers with compressed-tensors"),
         },
     )
 
@@ -57,12 +59,15 @@ def dequantize(fields: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
 
 
 def quantize(given: Given) -> tuple[Fields, ...]:
+    exact = ARITHMETIC[given.dialect]
+    if not given.pre_scaled:
+        return tuple(int8.rows(one, most, exact) for one, most in zip(given.weights, given.largest(), strict=True))
     each = smoothed(given, lambda index: _pre_scale(given, index))
     pairs = zip(each, given.largest(), strict=True)
     amax = Once(lambda: max(_input_amax(given, one) for one in each))
     return tuple(
         {
-            **int8.rows(one.weight, largest),
+            **int8.rows(one.weight, largest, exact),
             "pre_scale": one.pre_scale,
             "input_scale": solved((), "float32", lambda: np.array(amax() / int8.MOST)),
         }
@@ -73,9 +78,9 @@ def quantize(given: Given) -> tuple[Fields, ...]:
 def _pre_scale(given: Given, index: int) -> Single:
     """Of each input: max |w_j|^(1 - a) / max |x_j|^a, and 1 where it was never anything but zero."""
     seen = given.saw("amax")
-    weight = column_amax(given.weights[index]) ** np.float32(1 - EXPONENT)
+    weight = column_amax(given.weights[index]) ** np.float32(1 - EXPONENT[given.dialect])
     with np.errstate(divide="ignore"):
-        scale = weight / seen ** np.float32(EXPONENT)
+        scale = weight / seen ** np.float32(EXPONENT[given.dialect])
     return np.where(seen > 0, np.clip(scale, LEAST, MOST), np.float32(1)).astype(np.float32)
 
 

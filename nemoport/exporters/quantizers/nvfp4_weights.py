@@ -8,14 +8,14 @@ from dataclasses import replace
 
 from nemoport.exporters.encoding import Encoding
 from nemoport.exporters.quantizers import nvfp4
-from nemoport.exporters.quantizers.nvfp4 import dequantize
+from nemoport.exporters.quantizers.nvfp4 import RECIPROCALS, dequantize
 from nemoport.exporters.quantizing import TOGETHER, Fields, Given
 
-__all__ = ["ALGORITHM", "NEEDS", "SHARES", "dequantize", "encoding", "quantize"]
+__all__ = ["ALGORITHM", "NEEDS", "RECIPROCALS", "SHARES", "dequantize", "encoding", "quantize"]
 
 ALGORITHM = "W4A16_NVFP4"
-NEEDS: Mapping[str, tuple[str, ...]] = {"modelopt": ()}
-SHARES = {"modelopt": TOGETHER}
+NEEDS: Mapping[str, tuple[str, ...]] = {"modelopt": (), "compressed-tensors": ()}
+SHARES = {"modelopt": TOGETHER, "compressed-tensors": TOGETHER}
 
 
 def encoding(group: int | None) -> Encoding:
@@ -24,15 +24,20 @@ def encoding(group: int | None) -> Encoding:
         whole,
         method="nvfp4_weights",
         fields=tuple(
-            replace(each, forms={"modelopt": each.forms["modelopt"]}) for each in whole.fields if _kept(each.name)
+            replace(each, forms={name: form for name, form in each.forms.items() if name in NEEDS})
+            for each in whole.fields
+            if _kept(each.name)
         ),
-        loads={"modelopt": ("what reads the W4A16_NVFP4 layout of NVIDIA ModelOpt",)},
+        loads={
+            "modelopt": ("what reads the W4A16_NVFP4 layout of NVIDIA ModelOpt",),
+            "compressed-tensors": ("vLLM",),
+        },
         refused={"trtllm": "TensorRT-LLM's rank files of NVFP4 have a scale for the input; give --calib FILE"},
     )
 
 
 def _kept(field: str) -> bool:
-    return field != "input_scale"
+    return not field.startswith("input_")
 
 
 def quantize(given: Given) -> tuple[Fields, ...]:

@@ -18,8 +18,10 @@ from nemoport.spec import Embedding, LanguageModel, Plan, tensors
 
 SHARD = 5 * 10**9
 """Bytes of tensors in a file, as transformers' save_pretrained cuts them."""
-DIALECT = "modelopt"
-"""In which quantized weights are written."""
+DIALECTS = ("modelopt", "compressed-tensors")
+"""In which quantized weights may be written, the usual one first."""
+PASSES = ("deepseek",)
+"""Those that it only passes on as they are."""
 LOADS = ("transformers 4.43 or later", "vLLM", "SGLang", "TensorRT-LLM 1.0 or later (PyTorch backend)")
 
 
@@ -36,7 +38,8 @@ def output(model: Model, plan: Plan) -> Output:
         parts = tuple(part.name for part in binding.parts)
         tensor = binding.join([model.tensors[name] for name in parts])
         if isinstance(tensor, Encoded):
-            fields = spread(binding.stored, tensor, DIALECT, dtype)
+            assert model.quantized is not None
+            fields = spread(binding.stored, tensor, model.quantized.dialect, dtype)
             slots.extend(Slot(name, each, parts, made) for name, each, made in fields)
             continue
         kept = cast(tensor, binding.dtype or plan.dtype or tensor.dtype)
@@ -52,7 +55,8 @@ def output(model: Model, plan: Plan) -> Output:
         sidecars |= sentence_transformers.files(head, model.spec.hidden_size)
     if model.quantized:
         config |= {"quantization_config": model.quantized.config} if model.quantized.config else {}
-        sidecars, loads = sidecars | dict(model.quantized.files), model.quantized.encoding.loads[DIALECT]
+        loads = model.quantized.encoding.loads[model.quantized.dialect]
+        sidecars |= dict(model.quantized.files)
     sidecars |= {"config.json": json_bytes(config)}
     if isinstance(head, LanguageModel):
         sidecars |= {"generation_config.json": json_bytes(special)}

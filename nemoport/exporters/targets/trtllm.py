@@ -32,6 +32,7 @@ ONE_TABLE = replace(SHARDING, whole=frozenset())
 """Where the embedding is the output matrix, both are cut."""
 GPUS_PER_NODE = 8
 DIALECT = "trtllm"
+DIALECTS = (DIALECT,)
 """In which quantized weights are written."""
 LOADS = ("TensorRT-LLM 0.8 to 1.2 (trtllm-build)", "NIM 1.x")
 SHARED = (("ffn.gate.weight", "ffn.up.weight"),)
