@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nemoport import artifact
 from nemoport.check import artifacts, look, rules
 from nemoport.check.finding import Finding, Problem
 from nemoport.check.rules.row import Rule
@@ -66,7 +65,7 @@ def check(request: Request) -> Report:
     root = request.directory
     if not root.is_dir():
         raise UsageError(f"{root} is no directory; give a model repository, a model's directory or an artifact's")
-    if (root / artifact.MANIFEST).is_file() and not (root / look.CONFIG).is_file():
+    if not (root / look.CONFIG).is_file() and artifacts.is_one(root):
         return Report(root=root, looked_at=(root.name,), findings=tuple(artifacts.findings(root)))
     if (root / look.CONFIG).is_file():
         root, wanted = root.resolve().parent, root.resolve().name

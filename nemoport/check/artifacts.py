@@ -14,11 +14,12 @@ from nemoport.check.rules.files import TOKENIZERS
 from nemoport.check.rules.row import Rule
 from nemoport.check.subject import Trouble
 from nemoport.errors import NemoportError
+from nemoport.exporters import contract
 
 
 @dataclass(frozen=True)
 class Held:
-    """A directory with a manifest."""
+    """A directory with a manifest, or a quantized Hugging Face directory of whoever's."""
 
     directory: Path
     made: Artifact | None
@@ -27,7 +28,7 @@ class Held:
 
 
 def manifest(held: Held) -> Iterator[Problem]:
-    if held.made is None:
+    if held.reason:
         yield Problem(artifact.MANIFEST, held.reason, "a manifest that nemoport wrote", "convert again")
 
 
@@ -52,12 +53,18 @@ def tokenizer(held: Held) -> Iterator[Problem]:
         )
 
 
+def quantized(held: Held) -> Iterator[Problem]:
+    if (held.made is None or held.made.kind == "hf") and contract.is_quantized(held.directory):
+        for each in contract.breaches(held.directory):
+            yield Problem("config.json", each.found, each.needed, each.fix)
+
+
 RULES = (
     Rule("NP901", "error", "A manifest is one that nemoport wrote.", manifest),
     Rule("NP902", "error", "Every file that the manifest lists is there, with its digest.", digests),
     Rule("NP903", "warning", "A Hugging Face directory has its tokenizer.", tokenizer),
+    Rule("NP904", "error", "A quantized Hugging Face directory is what its loaders expect.", quantized),
 )
-"""A quantized Hugging Face directory keeps a contract with its loaders as well: its rule is one more row here."""
 
 
 def findings(directory: Path) -> Iterator[Finding]:
@@ -77,6 +84,13 @@ def findings(directory: Path) -> Iterator[Finding]:
             )
 
 
+def is_one(directory: Path) -> bool:
+    """Something that the rules here are about."""
+    return (directory / artifact.MANIFEST).is_file() or contract.is_quantized(directory)
+
+
 def _held(directory: Path) -> Held:
+    if not (directory / artifact.MANIFEST).is_file():
+        return Held(directory, None)
     made = look.manifest(directory)
     return Held(directory, None, made.reason) if isinstance(made, Trouble) else Held(directory, made)

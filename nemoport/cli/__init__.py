@@ -141,6 +141,8 @@ def convert(
     if as_json:
         show.json(convert.as_json(job, artifact))
     elif artifact:
+        for each in convert.breaches(job):
+            show.line(f"loaders expect otherwise: {each}")
         show.line(f"wrote {destination}: {len(artifact.files)} files, next: nemoport validate {destination}")
 
 

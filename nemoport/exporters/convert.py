@@ -12,7 +12,7 @@ from typing import Any, Literal
 from nemoport import plugins
 from nemoport.artifact import Artifact
 from nemoport.errors import UnsupportedInput, UsageError
-from nemoport.exporters import quantize, requantize, source, statistics, stream, translated
+from nemoport.exporters import contract, quantize, requantize, source, statistics, stream, translated
 from nemoport.exporters.adapters import huggingface as peft
 from nemoport.exporters.checkpoint import Model, Output
 from nemoport.exporters.computed import Once
@@ -164,6 +164,11 @@ def _carrying(
     return peft.carried(base, target.output(base, plan), bound, names)
 
 
+def breaches(job: stream.Job) -> tuple[contract.Breach, ...]:
+    """What loaders would say of what a conversion has written; of plain numbers, nothing."""
+    return contract.breaches(job.destination) if job.kind == "hf" and job.model.quantized else ()
+
+
 @dataclass(frozen=True)
 class Row:
     """A line of the plan or the summary."""
@@ -241,6 +246,7 @@ def as_json(job: stream.Job, artifact: Artifact | None) -> dict[str, Any]:
         "bytes": job.bytes,
         "output": str(job.destination),
         "loads": job.output.loads,
+        "contract": [str(each) for each in breaches(job)] if artifact else None,
         "files": [{"path": file.path, "size": file.size, "blake3": file.blake3} for file in artifact.files]
         if artifact
         else None,
