@@ -18,8 +18,13 @@ from nemoport.exporters.encoding import Encoded
 from nemoport.exporters.tensor import LazyTensor, cast, read
 
 
+ALIKE = {"trtllm": "modelopt"}
+"""Of the same fields: the target gives them their other names."""
+
+
 def in_dialect(model: Model, dialect: str) -> Model:
     """The model as a dialect says it, refused where that has no word for a field."""
+    dialect = ALIKE.get(dialect, dialect)
     if (found := model.quantized) is None or found.dialect == dialect:
         return model
     tensors = {
