@@ -17,7 +17,6 @@ from nemoport.exporters.descriptions import described, left_plain
 from nemoport.exporters.encoding import Encoded
 from nemoport.exporters.tensor import LazyTensor, cast, read
 
-
 ALIKE = {"trtllm": "modelopt"}
 """Of the same fields: the target gives them their other names."""
 
