@@ -55,6 +55,8 @@ def plan(
     if min(plan.tp, plan.pp, plan.ep) < 1:
         raise UsageError(f"tp={plan.tp} pp={plan.pp} ep={plan.ep}: they count ranks, from 1 on")
     target = plugins.load(TARGETS, to)
+    if plan.profile != "portable" and to != "onnx":
+        raise UsageError(f"--profile {plan.profile} is of ONNX graphs; leave it out with --to {to}, or use --to onnx")
     for place, what in ((path, "checkpoint"), (adapter, "adapter")):
         if place and place.resolve() in (destination.resolve(), *destination.resolve().parents):
             raise UsageError(f"{destination} lies inside the {what}; choose a directory outside of it with -o")
@@ -141,9 +143,10 @@ def _check_quantized(model: Model, to: str, target: ModuleType, plan: Plan) -> N
             raise UsageError(f"{model.checkpoint.path} is not quantized; --dialect goes with --quantize METHOD")
         return
     method = f"{model.checkpoint.path} is quantized ({model.quantized.encoding.method})"
-    if plan.dtype is not None:
+    dialects: tuple[str, ...] = getattr(target, "DIALECTS", ())
+    if plan.dtype is not None and "onnx" not in dialects:
         raise UsageError(f"{method}, and its numbers have the dtypes they were rounded to; leave --dtype out")
-    if not getattr(target, "DIALECTS", ()):
+    if not dialects:
         raise UnsupportedInput(
             f"{method}, and --to {to} takes plain numbers only, which nemoport does not silently make of them; "
             "use --to hf, or give the checkpoint that it came from"

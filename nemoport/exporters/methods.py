@@ -13,7 +13,7 @@ from nemoport.exporters.dequantized import QUANTIZERS
 from nemoport.exporters.encoding import Encoding
 from nemoport.exporters.rules import Column, Rule
 
-DIALECTS: Mapping[str, str] = {"modelopt": "hf", "compressed-tensors": "hf", "trtllm": "trtllm"}
+DIALECTS: Mapping[str, str] = {"modelopt": "hf", "compressed-tensors": "hf", "trtllm": "trtllm", "onnx": "onnx"}
 """Of quantized weights, and the target that writes it."""
 PADDED_BY_TRTLLM = ("int4_awq",)
 """Group-wise int4 layers are padded to 64 or a group on each rank, and the loader then refuses the file (layers.py of

@@ -32,12 +32,12 @@ from nemoport.exporters.statistics import Statistics
 from nemoport.exporters.tensor import LazyTensor, cast
 from nemoport.spec import Plan, Recipe, TensorSpec, tensors
 
-FOLDS = {"modelopt": ("int4_awq",), "compressed-tensors": ("int4_awq", "int8_sq")}
+FOLDS = {"modelopt": ("int4_awq",), "compressed-tensors": ("int4_awq", "int8_sq"), "onnx": ("int4_awq",)}
 """By dialect: whose pre-scales go into the norm that feeds a group. Elsewhere they stand beside the weight."""
-BESIDE = ("modelopt", "trtllm")
+BESIDE = ("modelopt", "trtllm", "onnx")
 """The dialects in which a pre-scale may stand beside a weight."""
 NAMINGS = {"modelopt": "huggingface", "compressed-tensors": "huggingface", "trtllm": "trtllm"}
-"""By dialect: whose names its target writes."""
+"""By dialect: whose names its target writes, where they are not canonical."""
 KV_CACHES = {"fp8": "FP8"}
 """What `--kv-cache` takes, in ModelOpt's words."""
 KV_NEEDS = ("keys", "values")
@@ -65,7 +65,7 @@ def chosen(recipe: Recipe, to: str, target: ModuleType, calibrated: bool, wanted
     encoding: Encoding = module.encoding(None)
     what = f"--quantize {recipe.method}"
     if not (dialects := getattr(target, "DIALECTS", ())):
-        raise UnsupportedInput(f"{what} is not written by --to {to} yet; use --to hf or --to trtllm")
+        raise UnsupportedInput(f"{what} is not written by --to {to} yet; use --to hf, trtllm or onnx")
     dialect = wanted or dialects[0]
     if dialect not in encoding.loads:
         why = encoding.refused.get(dialect, f"--to {to} has no words for it")
@@ -90,7 +90,7 @@ def quantized(model: Model, chosen: Chosen, plan: Plan, statistics: Callable[[],
     """The transform. `statistics` is called when a number is wanted."""
     specs = tensors(model.spec)
     found = tuple(groups(specs))
-    names, joined = _stored_names(model, specs), _joined(model, specs, NAMINGS[chosen.dialect])
+    names, joined = _stored_names(model, specs), _joined(model, specs, NAMINGS.get(chosen.dialect))
     left = _excluded(chosen.recipe, found, names)
     made, transforms, pre_scales = dict(model.tensors), dict(model.transforms), dict[str, LazyTensor]()
     for group in found:
@@ -187,9 +187,9 @@ def _said(before: str | None, now: str) -> str:
     return f"{before}, {now}" if before else now
 
 
-def _joined(model: Model, specs: Mapping[str, TensorSpec], naming: str) -> frozenset[frozenset[str]]:
+def _joined(model: Model, specs: Mapping[str, TensorSpec], naming: str | None) -> frozenset[frozenset[str]]:
     """The linears that lie in one stored tensor of a naming."""
-    column = plugins.load(FAMILIES, model.spec.family).COLUMNS.get(naming)
+    column = plugins.load(FAMILIES, model.spec.family).COLUMNS.get(naming) if naming else None
     found = written(column.rules, specs) if column else ()
     return frozenset(frozenset(part.name.removesuffix(".weight") for part in binding.parts) for binding in found)
 

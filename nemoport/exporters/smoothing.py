@@ -22,7 +22,11 @@ from nemoport.exporters.encoding import Form
 from nemoport.exporters.quantizing import Given, Mapped, rounded
 from nemoport.exporters.tensor import LazyTensor, cut, read
 
-PRE_SCALE = {"modelopt": Form("pre_quant_scale"), "trtllm": Form("prequant_scaling_factor", always=True)}
+PRE_SCALE = {
+    "modelopt": Form("pre_quant_scale"),
+    "trtllm": Form("prequant_scaling_factor", always=True),
+    "onnx": Form("pre_scale"),
+}
 """compressed-tensors has none: there a pre-scale is in a norm, or nowhere."""
 _ROWS = 256
 

@@ -14,7 +14,7 @@ from nemoport.spec.heads import Classifier, Embedding, Head, LanguageModel, Pool
 from nemoport.spec.mixers import Attention, LatentAttention, Mamba, Mixer, State
 from nemoport.spec.model import Block, ModelSpec, parameter_count, tensors
 from nemoport.spec.norm import Norm, NormKind
-from nemoport.spec.plan import DTYPES, Plan, Recipe, VocabPolicy, Weights
+from nemoport.spec.plan import DTYPES, Plan, Profile, Recipe, VocabPolicy, Weights
 from nemoport.spec.rope import LinearScaling, Llama3Scaling, Rope, RopeScaling, YarnScaling
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "NormKind",
     "Plan",
     "Pooling",
+    "Profile",
     "Recipe",
     "Rope",
     "RopeScaling",

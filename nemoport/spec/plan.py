@@ -9,6 +9,9 @@ VocabPolicy = Literal["true", "padded"]
 Weights = Literal["model", "optimizer"]
 """Those that the model computes with, or the float32 copies of them that the optimizer kept."""
 
+Profile = Literal["portable", "ort"]
+"""Whose operators an ONNX graph has: ONNX's alone, or ONNX Runtime's as well."""
+
 DTYPES = ("float32", "float16", "bfloat16")
 """The dtypes that `--dtype` takes."""
 
@@ -24,6 +27,8 @@ class Recipe:
     """Patterns of linears that stay as they are, beside those that always do."""
     calibration: str | None = None
     """What its statistics were taken from: a digest of the tokens, or of the statistics themselves."""
+    group: int | None = None
+    """Inputs that share a scale; the method's own number when None."""
     requantize: bool = False
     """The source is quantized already and is undone first."""
 
@@ -42,6 +47,7 @@ class Plan:
     recipe: Recipe | None = None
     dialect: str | None = None
     """In which quantized weights are written; None is the source's own, or the target's first."""
+    profile: Profile = "portable"
 
     @property
     def world(self) -> int:

@@ -19,6 +19,7 @@ from nemoport.exporters.dequantized import all_dequantized
 from nemoport.exporters.derived import shift
 from nemoport.exporters.dtypes import DTYPES, words
 from nemoport.exporters.encoding import Encoded, bits
+from nemoport.exporters.targets.onnx import quantized
 from nemoport.exporters.tensor import Files, LazyTensor, cast, cut, read
 from nemoport.reference import rank_files
 from nemoport.spec import ModelSpec, tensors
@@ -64,16 +65,29 @@ def of_ranks(ranked: rank_files.Ranked, spec: ModelSpec) -> tuple[Share, ...]:
 
 
 def of_graph(path: Path, spec: ModelSpec) -> tuple[Share, ...]:
-    """The initializers that bear a canonical name; they lie outside of the graph."""
+    """The initializers that bear a canonical name, with the scales beside them; they lie outside of the graph."""
     graph, files, held = load_model(path, load_external_data=False).graph, Files(), []
-    named, by_number = tensors(spec), {dtype.onnx: dtype.name for dtype in DTYPES.values()}
-    for weight in graph.initializer:
-        if weight.name in named and weight.data_location == TensorProto.EXTERNAL:
-            place = {entry.key: entry.value for entry in weight.external_data}
-            data, offset = path.with_name(place["location"]), int(place.get("offset", 0))
-            dtype = by_number[weight.data_type]
-            held.append(Share(weight.name, files.array(data, offset=offset, shape=tuple(weight.dims), dtype=dtype)))
+    outside = {each.name: each for each in graph.initializer if each.data_location == TensorProto.EXTERNAL}
+
+    def load(name: str) -> LazyTensor | None:
+        return _initializer(outside[name], path, files) if name in outside else None
+
+    for name, wanted in tensors(spec).items():
+        if (plain := load(name)) is not None:
+            shape = tuple(axis.size for axis in wanted.axes)
+            packed = quantized.stored(name, shape, outside[name].data_type, load)
+            held.append(Share(name, plain if packed is None else packed))
     return tuple(held)
+
+
+def _initializer(weight: TensorProto, path: Path, files: Files) -> LazyTensor:
+    """In its own file, as the graph says; of INT4 the bytes, two numbers in each."""
+    place = {entry.key: entry.value for entry in weight.external_data}
+    data, offset, shape = path.with_name(place["location"]), int(place.get("offset", 0)), tuple(weight.dims)
+    if weight.data_type == TensorProto.INT4:
+        return files.array(data, offset=offset, shape=(*shape[:-1], shape[-1] // 2), dtype="uint8")
+    dtype = next(each.name for each in DTYPES.values() if each.onnx == weight.data_type)
+    return files.array(data, offset=offset, shape=shape, dtype=dtype)
 
 
 def differences(model: Model, held: Sequence[Share]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nemoport.exporters.arithmetic import ARITHMETIC
 from nemoport.exporters.computed import Array, Compute, Once, computed, single, solved
 from nemoport.exporters.dtypes import itemsize, real
-from nemoport.exporters.encoding import EVERY, FLOATS, SCALAR, Encoding, Field, Form
+from nemoport.exporters.encoding import EVERY, FLOATS, FP8_ON_CPU, SCALAR, Encoding, Field, Form
 from nemoport.exporters.quantizing import APART, TOGETHER, Fields, Given, input_amax, joint
 from nemoport.exporters.tensor import LazyTensor
 
@@ -40,6 +40,7 @@ def encoding(group: int | None) -> Encoding:
             "trtllm": ("TensorRT-LLM 0.8 to 1.2 (trtllm-build)", "NIM 1.x"),
             "compressed-tensors": ("vLLM", "transformers with compressed-tensors"),
         },
+        refused={"onnx": FP8_ON_CPU},
     )
 
 

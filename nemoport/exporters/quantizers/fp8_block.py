@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nemoport.exporters.arithmetic import ARITHMETIC
 from nemoport.exporters.computed import Array, Single, computed, single
 from nemoport.exporters.dtypes import real
-from nemoport.exporters.encoding import EVERY, FLOATS, Encoding, Field, Form
+from nemoport.exporters.encoding import EVERY, FLOATS, FP8_ON_CPU, Encoding, Field, Form
 from nemoport.exporters.quantizers.fp8 import E4M3, MOST
 from nemoport.exporters.quantizing import APART, Fields, Given
 
@@ -43,7 +43,7 @@ def encoding(group: int | None) -> Encoding:
             "compressed-tensors": ("vLLM", "transformers with compressed-tensors"),
             "deepseek": ("vLLM", "SGLang", "transformers"),
         },
-        refused={"trtllm": "TensorRT-LLM's rank files have no words for it"},
+        refused={"trtllm": "TensorRT-LLM's rank files have no words for it", "onnx": FP8_ON_CPU},
     )
 
 

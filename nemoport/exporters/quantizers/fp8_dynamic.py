@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nemoport.exporters.arithmetic import ARITHMETIC
 from nemoport.exporters.computed import Array, Single, computed, single
 from nemoport.exporters.dtypes import real
-from nemoport.exporters.encoding import EVERY, Encoding, Field, Form
+from nemoport.exporters.encoding import EVERY, FP8_ON_CPU, Encoding, Field, Form
 from nemoport.exporters.quantizers import int8
 from nemoport.exporters.quantizers.fp8 import E4M3, MOST
 from nemoport.exporters.quantizing import APART, Fields, Given
@@ -33,7 +33,10 @@ def encoding(group: int | None) -> Encoding:
             Field("scale", ("float32",), int8.ROW, int8.SCALES),
         ),
         loads={"modelopt": ("vLLM",), "compressed-tensors": ("vLLM", "transformers with compressed-tensors")},
-        refused={"trtllm": "TensorRT-LLM's rank files take it only with tensors that nemoport does not write"},
+        refused={
+            "trtllm": "TensorRT-LLM's rank files take it only with tensors that nemoport does not write",
+            "onnx": FP8_ON_CPU,
+        },
     )
 
 

@@ -20,8 +20,8 @@ from nemoport.exporters.quantizing import APART, Fields, Given
 __all__ = ["ALGORITHM", "NEEDS", "SHARES", "dequantize", "encoding", "quantize"]
 
 ALGORITHM = int4_awq.ALGORITHM
-NEEDS: Mapping[str, tuple[str, ...]] = {"modelopt": (), "trtllm": (), "compressed-tensors": ()}
-SHARES = {"modelopt": APART, "trtllm": APART, "compressed-tensors": APART}
+NEEDS: Mapping[str, tuple[str, ...]] = {"modelopt": (), "trtllm": (), "compressed-tensors": (), "onnx": ()}
+SHARES = {"modelopt": APART, "trtllm": APART, "compressed-tensors": APART, "onnx": APART}
 CLIPS = tuple(np.float32(1 - step / 20) for step in range(1, 9))
 """Shares of the largest magnitude that are tried in its place."""
 

@@ -31,8 +31,9 @@ NEEDS = {
     "modelopt": ("mean", "losses"),
     "trtllm": ("mean", "losses"),
     "compressed-tensors": ("mean", "losses"),
+    "onnx": ("mean", "losses"),
 }
-SHARES = {"modelopt": TOGETHER, "trtllm": TOGETHER[:1], "compressed-tensors": TOGETHER}
+SHARES = {"modelopt": TOGETHER, "trtllm": TOGETHER[:1], "compressed-tensors": TOGETHER, "onnx": TOGETHER}
 GROUP = 128
 PAIRS = ((0, 2), (1, 1))
 MOST = np.float32(7)
@@ -55,6 +56,7 @@ def encoding(group: int | None) -> Encoding:
                     "modelopt": Form("weight"),
                     "trtllm": Form("weight", dtype="int8"),
                     "compressed-tensors": Form("weight_packed", packing=FOUR_BITS),
+                    "onnx": Form("weight"),
                 },
             ),
             Field("scale", ("float32",), ((0, 1), (1, group)), _forms("weight_scale", "weights_scaling_factor")),
@@ -66,6 +68,7 @@ def encoding(group: int | None) -> Encoding:
             "modelopt": ("TensorRT-LLM 1.0 or later (PyTorch backend)",),
             "trtllm": ("TensorRT-LLM 0.8 to 1.2 (trtllm-build)", "NIM 1.x"),
             "compressed-tensors": ("vLLM", "transformers with compressed-tensors"),
+            "onnx": ("ONNX Runtime 1.23 or later", "TensorRT 10.15 or later"),
         },
     )
 
@@ -75,6 +78,7 @@ def _forms(modelopt: str, trtllm: str) -> dict[str, Form]:
         "modelopt": Form(modelopt),
         "trtllm": Form(trtllm),
         "compressed-tensors": Form(modelopt, dtypes=FLOATS),
+        "onnx": Form("scale"),
     }
 
 

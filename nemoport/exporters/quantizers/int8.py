@@ -20,8 +20,8 @@ from nemoport.exporters.quantizing import APART, Fields, Given
 from nemoport.exporters.tensor import LazyTensor
 
 ALGORITHM = "W8A16"
-NEEDS: Mapping[str, tuple[str, ...]] = {"modelopt": (), "compressed-tensors": ()}
-SHARES = {"modelopt": APART, "compressed-tensors": APART}
+NEEDS: Mapping[str, tuple[str, ...]] = {"modelopt": (), "compressed-tensors": (), "onnx": ()}
+SHARES = {"modelopt": APART, "compressed-tensors": APART, "onnx": APART}
 MOST = np.float32(127)
 ROW = ((0, 1),)
 WHOLE_ROWS = (1, 0)
@@ -35,13 +35,19 @@ def encoding(group: int | None) -> Encoding:
     return Encoding(
         "int8",
         (
-            Field("weight", ("int8",), EVERY, {"modelopt": Form("weight"), "compressed-tensors": PACKED}),
-            Field("scale", ("float32",), ROW, SCALES),
+            Field(
+                "weight",
+                ("int8",),
+                EVERY,
+                {"modelopt": Form("weight"), "compressed-tensors": PACKED, "onnx": Form("weight")},
+            ),
+            Field("scale", ("float32",), ROW, {**SCALES, "onnx": Form("scale")}),
             SHAPE,
         ),
         loads={
             "modelopt": ("what reads the W8A16 layout of NVIDIA ModelOpt",),
             "compressed-tensors": ("vLLM", "transformers with compressed-tensors"),
+            "onnx": ("ONNX Runtime 1.23 or later", "TensorRT 10.15 or later"),
         },
         refused={"trtllm": "TensorRT-LLM's loader rejects it and quantizes plain weights to W8A16 itself"},
     )

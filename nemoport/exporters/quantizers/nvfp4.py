@@ -53,6 +53,7 @@ def encoding(group: int | None) -> Encoding:
             "trtllm": ("TensorRT-LLM up to 1.2 on Blackwell, as ModelOpt 0.47 writes it; not seen loading",),
             "compressed-tensors": ("vLLM",),
         },
+        refused={"onnx": "ONNX Runtime has no kernel for 4-bit floats"},
     )
 
 

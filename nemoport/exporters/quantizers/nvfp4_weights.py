@@ -32,7 +32,10 @@ def encoding(group: int | None) -> Encoding:
             "modelopt": ("what reads the W4A16_NVFP4 layout of NVIDIA ModelOpt",),
             "compressed-tensors": ("vLLM",),
         },
-        refused={"trtllm": "TensorRT-LLM's rank files of NVFP4 have a scale for the input; give --calib FILE"},
+        refused={
+            "trtllm": "TensorRT-LLM's rank files of NVFP4 have a scale for the input; give --calib FILE",
+            "onnx": "ONNX Runtime has no kernel for 4-bit floats",
+        },
     )
 
 

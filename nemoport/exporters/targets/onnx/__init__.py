@@ -16,10 +16,13 @@ from __future__ import annotations
 from nemoport.artifact import Signature, Tensor
 from nemoport.errors import UnsupportedInput, UsageError
 from nemoport.exporters.checkpoint import Model, Output, Slot
+from nemoport.exporters.encoding import Encoded
+from nemoport.exporters.targets.onnx import quantized
 from nemoport.exporters.targets.onnx.decoder import decoder
 from nemoport.exporters.targets.onnx.encoder import encoder
 from nemoport.exporters.targets.onnx.encoder import signature as encoder_signature
 from nemoport.exporters.targets.onnx.graph import Graph
+from nemoport.exporters.targets.onnx.latent import WHOLE
 from nemoport.exporters.targets.onnx.layers import Tables
 from nemoport.exporters.targets.onnx.rope import tables
 from nemoport.exporters.targets.onnx.text import beside
@@ -29,6 +32,8 @@ from nemoport.spec import tensors as canonical_tensors
 
 CHOOSES = ".router.expert_bias"
 """Its small steps decide between experts; 16 bits would round them away."""
+DIALECTS = (quantized.DIALECT,)
+"""In which quantized weights are written."""
 GRAPH, DATA = "model.onnx", "model.onnx.data"
 
 LOADS = {
@@ -42,10 +47,18 @@ LOADS = {
 def output(model: Model, plan: Plan) -> Output:
     dtype = plan.dtype or model.dtype
     _check(dtype, plan)
+    if plan.profile != "portable" and model.quantized is None:
+        raise UsageError(
+            f"--profile {plan.profile} differs in quantized linears only; leave it out, or say --quantize int4 or int8"
+        )
     spec, graph = model.spec, Graph(DATA)
     graph.tell("max_positions", str(spec.longest))  # of which its inputs say nothing
     for name in canonical_tensors(spec):
-        graph.weight(_slot(name, model.tensors[name], dtype))
+        tensor = model.tensors[name]
+        if isinstance(tensor, Encoded):
+            quantized.place(graph, name, tensor, dtype, "portable" if name.endswith(WHOLE) else plan.profile)
+        else:
+            graph.weight(_slot(name, tensor, dtype))
     named = {rope: _tables(graph, number, rope, spec) for number, rope in enumerate(_ropes(spec))}
     match spec.head:
         case LanguageModel():
@@ -57,7 +70,7 @@ def output(model: Model, plan: Plan) -> Output:
     return Output(
         files=(graph.file(),),
         sidecars={GRAPH: graph.serialize(signature), **beside(model.checkpoint)},
-        loads=LOADS[dtype],
+        loads=tuple(each for each in LOADS[dtype] if plan.profile == "portable" or each.startswith("ONNX Runtime")),
         dtype=dtype,
         signature=signature,
     )

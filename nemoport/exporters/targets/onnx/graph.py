@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
 
@@ -15,8 +16,24 @@ OPSET = 23
 IR_VERSION = 11
 """The oldest that may carry opset 23."""
 
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+VERSIONS = {"": OPSET, MICROSOFT: 1}
+
 PAGE = 4096
 """Weights begin at a page, so that a runtime can map them instead of reading them."""
+
+
+class Packed(Protocol):
+    """A weight whose numbers are packed: nodes make of it what is wanted."""
+
+    def product(self, graph: Graph, name: str, x: str) -> str:
+        """`x` times the weight turned around."""
+        ...
+
+    def whole(self, graph: Graph) -> str:
+        """The weight itself, [out, in]."""
+        ...
 
 
 class Graph:
@@ -29,6 +46,7 @@ class Graph:
         self._initializers: dict[str, TensorProto] = {}
         self._nodes: list[NodeProto] = []
         self._told: dict[str, str] = {}
+        self._packed: dict[str, Packed] = {}
 
     def add(self, op: str, name: str, *inputs: str, **attributes: int | float | str | list[int]) -> str:
         self._nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
@@ -67,14 +85,14 @@ class Graph:
             self._initializers[name] = helper.make_tensor(name, DTYPES[dtype].onnx, [], [value])
         return name
 
-    def weight(self, slot: Slot) -> str:
-        """A tensor in the data file, at the next page."""
+    def weight(self, slot: Slot, kind: int | None = None, dims: Sequence[int] | None = None) -> str:
+        """A tensor in the data file, at the next page; `kind` and `dims` are ONNX's words for what is packed there."""
         tensor, offset = slot.tensor, -(-self._end // PAGE) * PAGE
         length = nbytes(tensor)
         proto = TensorProto(
             name=slot.name,
-            data_type=DTYPES[tensor.dtype].onnx,
-            dims=tensor.shape,
+            data_type=DTYPES[tensor.dtype].onnx if kind is None else kind,
+            dims=tensor.shape if dims is None else dims,
             data_location=TensorProto.EXTERNAL,
         )
         for key, value in (("location", self._data), ("offset", str(offset)), ("length", str(length))):
@@ -84,6 +102,13 @@ class Graph:
         self._offsets.append(offset)
         self._end = offset + length
         return slot.name
+
+    def pack(self, weight: str, packed: Packed) -> None:
+        """What stands for a weight that is no plain initializer."""
+        self._packed[weight] = packed
+
+    def packed(self, weight: str) -> Packed | None:
+        return self._packed.get(weight)
 
     def file(self) -> TensorFile:
         return TensorFile(path=self._data, header=b"", slots=tuple(self._slots), offsets=tuple(self._offsets))
@@ -96,9 +121,10 @@ class Graph:
             input=_values(signature.inputs),
             output=_values(signature.outputs),
         )
-        model = helper.make_model(
-            graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="nemoport"
-        )
+        used = [
+            helper.make_opsetid(domain, VERSIONS[domain]) for domain in sorted({node.domain for node in self._nodes})
+        ]
+        model = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=used, producer_name="nemoport")
         helper.set_model_props(model, self._told)
         content: bytes = model.SerializeToString(deterministic=True)
         return content

@@ -12,8 +12,11 @@ from onnx import TensorProto
 
 from nemoport.exporters.dtypes import DTYPES
 from nemoport.exporters.targets.onnx.graph import Graph
-from nemoport.exporters.targets.onnx.layers import HIDDEN, SWAP_HEADS_AND_SEQUENCE, Tables, linear, norm, rotate
+from nemoport.exporters.targets.onnx.layers import HIDDEN, SWAP_HEADS_AND_SEQUENCE, Tables, linear, norm, rotate, whole
 from nemoport.spec import LatentAttention, Norm
+
+WHOLE = (".k_up.weight", ".v_up.weight")
+"""How the weights are called that are cut into heads, not only multiplied with."""
 
 
 def latent_attention(
@@ -25,7 +28,8 @@ def latent_attention(
     new = _new_state(graph, mixer, name, x, tables, dtype)
     state = graph.add("Concat", f"present.{layer}.latent", f"past_key_values.{layer}.latent", new, axis=2)
     x = _mixed(graph, mixer, name, q, state, mask, dtype)
-    v = graph.add("Reshape", f"{name}.v_up.by_head", f"{name}.v_up.weight", graph.constant(heads, mixer.v_dims, -1))
+    v = whole(graph, f"{name}.v_up.weight")
+    v = graph.add("Reshape", f"{name}.v_up.by_head", v, graph.constant(heads, mixer.v_dims, -1))
     v = graph.add("Transpose", f"{name}.v_up.turned", v, perm=[0, 2, 1])
     x = graph.add("MatMul", f"{name}.mixed", x, v)
     x = graph.add("Transpose", f"{name}.sequence_first", x, perm=SWAP_HEADS_AND_SEQUENCE)
@@ -44,9 +48,8 @@ def _queries(graph: Graph, mixer: LatentAttention, name: str, x: str, tables: Ta
     x = graph.add("Transpose", f"{name}.q.heads_first", x, perm=SWAP_HEADS_AND_SEQUENCE)
     still = _part(graph, f"{name}.q.still", x, 0, mixer.nope_dims)
     turned = _part(graph, f"{name}.q.rope", x, mixer.nope_dims, mixer.q_dims)
-    k = graph.add(
-        "Reshape", f"{name}.k_up.by_head", f"{name}.k_up.weight", graph.constant(mixer.heads, mixer.nope_dims, -1)
-    )
+    k = whole(graph, f"{name}.k_up.weight")
+    k = graph.add("Reshape", f"{name}.k_up.by_head", k, graph.constant(mixer.heads, mixer.nope_dims, -1))
     still = graph.add("MatMul", f"{name}.q.over_latent", still, k)
     turned = rotate(graph, mixer.rope, tables, turned, dtype, mixer.heads, mixer.rope.dims)
     return graph.add("Concat", f"{name}.q.whole", still, turned, axis=-1)

@@ -67,6 +67,8 @@ def linear(graph: Graph, name: str, x: str, bias: bool) -> str:
 
 
 def matmul(graph: Graph, name: str, x: str, weight: str) -> str:
+    if packed := graph.packed(weight):
+        return packed.product(graph, name, x)
     return graph.add("MatMul", name, x, graph.add("Transpose", f"{weight}.transposed", weight, perm=[1, 0]))
 
 
@@ -81,3 +83,9 @@ def length(graph: Graph, name: str, x: str) -> str:
     """The second axis of [batch, length], as a scalar."""
     shape = graph.add("Shape", f"{name}.axis", x, start=1, end=2)
     return graph.add("Squeeze", name, shape, graph.constant(0))
+
+
+def whole(graph: Graph, weight: str) -> str:
+    """A matrix [out, in] that is not only multiplied with."""
+    packed = graph.packed(weight)
+    return packed.whole(graph) if packed else weight
