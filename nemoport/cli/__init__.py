@@ -70,6 +70,14 @@ def inspect(path: Path, config_file: Path | None, as_json: bool) -> None:
 @click.option(
     "--dialect", type=click.Choice(["modelopt", "compressed-tensors"]), help="Whose layout hf has, when quantized."
 )
+@click.option("--group", type=int, metavar="N", help="Inputs that share a scale: int4 in ONNX takes 128, 64, 32 or 16.")
+@click.option(
+    "--profile",
+    type=click.Choice(["portable", "ort"]),
+    default="portable",
+    show_default=True,
+    help="Quantized ONNX in ONNX's operators, or in ONNX Runtime's own.",
+)
 @click.option("--kv-cache", type=click.Choice(["fp8"]), help="Scales for a cache in fewer bits.")
 @click.option("--calib", type=PATH, metavar="FILE", help="Text, JSONL with `text`, or token ids in .npz.")
 @click.option("--calib-samples", default=512, show_default=True, help="Rows of tokens to calibrate on, at most.")
@@ -96,6 +104,8 @@ def convert(
     vocab: Any,
     quantize: str | None,
     dialect: str | None,
+    group: int | None,
+    profile: Any,
     kv_cache: str | None,
     calib: Path | None,
     calib_samples: int,
@@ -116,11 +126,14 @@ def convert(
 
     recipe, calibration = None, None
     if quantize:
-        recipe = Recipe(method=quantize, kv_cache=kv_cache, exclude=exclude, requantize=requantize)
+        recipe = Recipe(method=quantize, kv_cache=kv_cache, exclude=exclude, group=group, requantize=requantize)
         calibration = _calibration(path, config_file, calib, calib_samples, calib_length, calib_stats)
-    elif kv_cache or calib or calib_stats or exclude or requantize:
-        raise UsageError("--kv-cache, --calib, --exclude and --requantize go with --quantize METHOD; say which method")
-    plan = Plan(tp=tp, pp=pp, ep=ep, dtype=dtype, vocab=vocab, weights=weights, recipe=recipe, dialect=dialect)
+    elif kv_cache or calib or calib_stats or exclude or group or requantize:
+        raise UsageError(
+            "--kv-cache, --calib, --exclude, --group and --requantize go with --quantize METHOD; say which method"
+        )
+    said = {"vocab": vocab, "weights": weights, "dialect": dialect, "profile": profile}
+    plan = Plan(tp=tp, pp=pp, ep=ep, dtype=dtype, recipe=recipe, **said)
     job = convert.plan(
         path,
         to,

@@ -60,6 +60,7 @@ HALVES = {127.0: 127.5, 7.0: 7.5}
 ARITHMETIC: Mapping[str, Arithmetic] = {
     "modelopt": InFloat32(),
     "trtllm": InFloat32(),
+    "onnx": InFloat32(),
     "compressed-tensors": InItsDtype(),
 }
 

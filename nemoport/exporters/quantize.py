@@ -62,7 +62,7 @@ def chosen(recipe: Recipe, to: str, target: ModuleType, calibrated: bool, wanted
     module = plugins.load(QUANTIZERS, recipe.method)
     if not calibrated and hasattr(module, "UNCALIBRATED"):
         module = plugins.load(QUANTIZERS, module.UNCALIBRATED)
-    encoding: Encoding = module.encoding(None)
+    encoding: Encoding = module.encoding(recipe.group)
     what = f"--quantize {recipe.method}"
     if not (dialects := getattr(target, "DIALECTS", ())):
         raise UnsupportedInput(f"{what} is not written by --to {to} yet; use --to hf, trtllm or onnx")
@@ -70,6 +70,7 @@ def chosen(recipe: Recipe, to: str, target: ModuleType, calibrated: bool, wanted
     if dialect not in encoding.loads:
         why = encoding.refused.get(dialect, f"--to {to} has no words for it")
         raise UnsupportedInput(f"{what} cannot be written by --to {to}: {why}; use --to hf, or another method")
+    _check_group(recipe, to, getattr(module, "GROUPS", {}).get(dialect, ()))
     needs = module.NEEDS[dialect]
     if recipe.kv_cache:
         if recipe.kv_cache not in KV_CACHES:
@@ -84,6 +85,12 @@ def chosen(recipe: Recipe, to: str, target: ModuleType, calibrated: bool, wanted
             "statistics of an earlier run with --calib-stats FILE"
         )
     return Chosen(recipe=recipe, module=module, encoding=encoding, dialect=dialect, needs=needs)
+
+
+def _check_group(recipe: Recipe, to: str, sizes: tuple[int, ...]) -> None:
+    if recipe.group is not None and recipe.group not in sizes:
+        takes = f"use {', '.join(map(str, sizes))}" if sizes else "leave --group out, or use --quantize int4 --to onnx"
+        raise UsageError(f"--quantize {recipe.method} --to {to} has no groups of {recipe.group}; {takes}")
 
 
 def quantized(model: Model, chosen: Chosen, plan: Plan, statistics: Callable[[], Statistics] | None) -> Model:
@@ -108,6 +115,7 @@ def quantized(model: Model, chosen: Chosen, plan: Plan, statistics: Callable[[],
                 pre_scaled=chosen.dialect in BESIDE or group.norm is not None,
                 input=group.name,
                 statistics=statistics,
+                group=chosen.recipe.group,
             )
             for linear, fields in zip(linears, chosen.module.quantize(given), strict=True):
                 if group.norm and chosen.recipe.method in FOLDS.get(chosen.dialect, ()):
@@ -149,10 +157,17 @@ def _check_shape(linear: str, weight: LazyTensor, chosen: Chosen) -> None:
     if (group := chosen.encoding.group) and inputs % group:
         raise UnsupportedInput(
             f"{linear} has {inputs} inputs, and {chosen.encoding.method} has scales for groups of {group}; "
-            f"leave it plain with --exclude {linear}, or use fp8_dynamic or int8"
+            f"leave it plain with --exclude {linear}, or use {_instead(chosen)}"
         )
     if rows % step:
         raise UnsupportedInput(f"{linear} has {rows} rows, and {chosen.encoding.method} packs {step} to a byte")
+
+
+def _instead(chosen: Chosen) -> str:
+    """What takes other numbers of inputs."""
+    sizes = getattr(chosen.module, "GROUPS", {}).get(chosen.dialect, ())
+    smaller = ", ".join(str(size) for size in sizes if size < (chosen.encoding.group or 0))
+    return f"--group {smaller}" if smaller else "int8" if chosen.dialect == "onnx" else "fp8_dynamic or int8"
 
 
 def _cache(linear: str, chosen: Chosen, statistics: Callable[[], Statistics] | None) -> Fields:

@@ -36,6 +36,8 @@ class Given:
     input: str
     """The linear under which the statistics of their input stand."""
     statistics: Callable[[], Statistics] | None
+    group: int | None = None
+    """Inputs that are to share a scale, of a method that lets it be chosen."""
 
     def saw(self, what: str) -> Single:
         """`amax` or `mean` of their input."""

@@ -22,6 +22,8 @@ __all__ = ["ALGORITHM", "NEEDS", "SHARES", "dequantize", "encoding", "quantize"]
 ALGORITHM = int4_awq.ALGORITHM
 NEEDS: Mapping[str, tuple[str, ...]] = {"modelopt": (), "trtllm": (), "compressed-tensors": (), "onnx": ()}
 SHARES = {"modelopt": APART, "trtllm": APART, "compressed-tensors": APART, "onnx": APART}
+GROUPS = {"onnx": (128, 64, 32, 16)}
+"""By dialect: the sizes of groups that may be asked for."""
 CLIPS = tuple(np.float32(1 - step / 20) for step in range(1, 9))
 """Shares of the largest magnitude that are tried in its place."""
 
@@ -29,7 +31,8 @@ CLIPS = tuple(np.float32(1 - step / 20) for step in range(1, 9))
 def quantize(given: Given) -> tuple[Fields, ...]:
     pairs = zip(given.weights, given.largest(), strict=True)
     return tuple(
-        rounded_groups(weight, largest, ARITHMETIC[given.dialect], SEARCH[given.dialect]) for weight, largest in pairs
+        rounded_groups(weight, largest, ARITHMETIC[given.dialect], SEARCH[given.dialect], given.group)
+        for weight, largest in pairs
     )
 
 
@@ -51,4 +54,4 @@ def _error(groups: Groups, scale: Single) -> Single:
     return squared
 
 
-SEARCH = {"modelopt": clipped, "trtllm": clipped, "compressed-tensors": None}
+SEARCH = {"modelopt": clipped, "trtllm": clipped, "compressed-tensors": None, "onnx": clipped}

@@ -127,6 +127,7 @@ def rounded_groups(
     largest: Once[np.float32],
     exact: Arithmetic = ARITHMETIC["modelopt"],
     scaled: Callable[[Groups], Single] | None = None,
+    group: int | None = None,
 ) -> Fields:
     """Weight and scale of a matrix; `largest` has seen that it can be quantized at all. `scaled` gives other scales
     than the dialect's."""
@@ -135,9 +136,11 @@ def rounded_groups(
     def scaling(groups: Groups) -> Single:
         return scaled(groups) if scaled else exact.scale(np.abs(groups).max(axis=2), MOST, kind)
 
+    size = group or GROUP
+
     def grouped(block: Array) -> Groups:
         largest()
-        return single(block).reshape(len(block), -1, GROUP)
+        return single(block).reshape(len(block), -1, size)
 
     def codes(block: Array, _: object) -> Array:
         groups = grouped(block)
@@ -151,10 +154,10 @@ def rounded_groups(
     def scales_of(block: Array, _: object) -> Array:
         return scaling(grouped(block)).astype(real(dtype))
 
-    together = (2, GROUP)
+    together = (2, size)
     return {
         "weight": computed(weight, PAIRS, "uint8", codes, together),
-        "scale": computed(weight, ((0, 1), (1, GROUP)), dtype, scales_of, together),
+        "scale": computed(weight, ((0, 1), (1, size)), dtype, scales_of, together),
     }
 
 

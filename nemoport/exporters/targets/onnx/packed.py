@@ -128,6 +128,8 @@ class Agreed:
     """[rows] of [rows, count] whose columns must be equal."""
 
     source: LazyTensor
+    name: str
+    """Of the weight, for errors."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -143,9 +145,7 @@ class Agreed:
     def fill(self, out: Words) -> None:
         columns = read(self.source).view(words(self.dtype))
         if np.any(columns != columns[:, :1]):
-            raise DamagedInput(
-                "a scale of 8-bit rows differs among the blocks of a row, one for all needed; convert anew"
-            )
+            raise DamagedInput(f"{self.name} has several scales to a row, one for all blocks needed; convert it anew")
         np.copyto(out, columns[:, 0])
 
 

@@ -68,8 +68,8 @@ class Layout:
     """Of the numbers, in TensorProto.DataType."""
     place: Callable[[Fields, int], Fields]
     """Weight and scale as they are stored, for a size of blocks."""
-    read: Callable[[LazyTensor, LazyTensor], Fields]
-    """The inverse."""
+    read: Callable[[str, LazyTensor, LazyTensor], Fields]
+    """The inverse, of the weight of that name."""
     product: Callable[[Linear, Graph, str, str], str]
     whole: Callable[[Linear, Graph], str]
     """The weight itself, [rows, inputs]."""
@@ -108,7 +108,7 @@ def stored(name: str, shape: tuple[int, ...], kind: int, load: Callable[[str], L
     scale = load(f"{linear}scale")
     if numbers is None or scale is None or (key := _key(kind, numbers.shape, shape)) is None:
         return None
-    fields = LAYOUTS[key].read(numbers, scale)
+    fields = LAYOUTS[key].read(name, numbers, scale)
     if (pre_scale := load(f"{linear}pre_scale")) is not None:
         fields["pre_scale"] = pre_scale
     scales = fields["scale"].shape
@@ -158,14 +158,14 @@ LAYOUTS: dict[tuple[str, Profile], Layout] = {
     ("int4_awq", "portable"): Layout(
         kind=TensorProto.INT4,
         place=lambda fields, _: {"weight": transpose(fields["weight"]), "scale": transpose(fields["scale"])},
-        read=lambda weight, scale: {"weight": transpose(weight), "scale": transpose(scale)},
+        read=lambda _, weight, scale: {"weight": transpose(weight), "scale": transpose(scale)},
         product=lambda linear, graph, name, x: graph.add("MatMul", name, x, _widened_int4(linear, graph)),
         whole=lambda linear, graph: _turned(linear, graph, _widened_int4(linear, graph)),
     ),
     ("int8", "portable"): Layout(
         kind=TensorProto.INT8,
         place=lambda fields, _: {"weight": fields["weight"], "scale": fields["scale"]},
-        read=lambda weight, scale: {"weight": weight, "scale": scale},
+        read=lambda _, weight, scale: {"weight": weight, "scale": scale},
         product=lambda linear, graph, name, x: graph.add(
             "MatMul", name, x, _turned(linear, graph, _widened_int8(linear, graph))
         ),
@@ -177,7 +177,7 @@ LAYOUTS: dict[tuple[str, Profile], Layout] = {
             "weight": Blocked(Flipped(along_inputs(fields["weight"]), _SIGNS, "uint8"), block // 2),
             "scale": fields["scale"],
         },
-        read=lambda weight, scale: {"weight": along_rows(Flipped(joined(weight), _SIGNS, "uint8")), "scale": scale},
+        read=lambda _, weight, scale: {"weight": along_rows(Flipped(joined(weight), _SIGNS, "uint8")), "scale": scale},
         product=_nbits(4),
         whole=_no_whole,
     ),
@@ -187,7 +187,10 @@ LAYOUTS: dict[tuple[str, Profile], Layout] = {
             "weight": Blocked(Flipped(viewed(fields["weight"], "uint8"), _SIGN, "uint8"), block),
             "scale": Repeated(fields["scale"], fields["weight"].shape[1] // block),
         },
-        read=lambda weight, scale: {"weight": Flipped(joined(weight), _SIGN, "int8"), "scale": Agreed(scale)},
+        read=lambda name, weight, scale: {
+            "weight": Flipped(joined(weight), _SIGN, "int8"),
+            "scale": Agreed(scale, name),
+        },
         product=_nbits(8),
         whole=_no_whole,
     ),
