@@ -8,32 +8,16 @@ Timings are never asserted: machines differ and are noisy.
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 import generate
-import psutil
+import quantize
 import synthetic
+from processes import Row, table
 
 NEMOPORT = str(Path(sys.executable).with_name("nemoport"))
-
-
-@dataclass
-class Row:
-    name: str
-    command: list[str]
-    made: Path | None = None
-    """What the command writes; removed after each run."""
-    seconds: list[float] = field(default_factory=list)
-    anonymous: list[int] = field(default_factory=list)
 
 
 def main() -> None:
@@ -46,9 +30,10 @@ def main() -> None:
         shape = synthetic.SMALL if arguments.small else synthetic.TWO_GB
         total = synthetic.write(base / "source", shape, tp=4)
         print(f"checkpoint: torch_dist, stacked, TP 4, bf16, {total / 1e9:.2f} GB; {arguments.rounds} rounds\n")
-        _table("conversion", "cp -r", _conversions(base), arguments.rounds)
-        _table("start-up", "python -c pass", _start_up(), 3 * arguments.rounds)
+        table("conversion", "cp -r", _conversions(base), arguments.rounds)
+        table("start-up", "python -c pass", _start_up(), 3 * arguments.rounds)
     generate.table(arguments.rounds)
+    quantize.tables(arguments.rounds)
 
 
 def _conversions(base: Path) -> list[Row]:
@@ -71,51 +56,6 @@ def _start_up() -> list[Row]:
         Row("nemoport --help", [NEMOPORT, "--help"]),
         Row("nemoport convert --help", [NEMOPORT, "convert", "--help"]),
     ]
-
-
-def _table(title: str, yardstick: str, rows: list[Row], rounds: int) -> None:
-    for number in range(rounds + 1):
-        for row in rows:
-            seconds, anonymous = _run(row.command)
-            if row.made:
-                shutil.rmtree(row.made)
-            if number:  # the first round warms caches
-                row.seconds.append(seconds)
-                row.anonymous.append(anonymous)
-    measure = next(median(row.seconds) for row in rows if row.name == yardstick)
-    print(f"| {title} | median s | min s | times {yardstick} | anonymous MiB |\n|---|---|---|---|---|")
-    for row in rows:
-        middle, least = median(row.seconds), min(row.seconds)
-        peak = max(row.anonymous) / 2**20
-        print(f"| `{row.name}` | {middle:.3f} | {least:.3f} | {middle / measure:.2f} | {peak:.0f} |")
-    print()
-
-
-def _run(command: list[str]) -> tuple[float, int]:
-    """Seconds, and the peak of anonymous bytes over the process and its children."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    peak = [0]
-    sampler = threading.Thread(target=_sample, args=(process.pid, process.poll, peak))
-    sampler.start()
-    _, errors = process.communicate()
-    seconds = time.perf_counter() - start
-    sampler.join()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)}: {errors.decode()}")
-    return seconds, peak[0]
-
-
-def _sample(pid: int, poll: Callable[[], int | None], peak: list[int]) -> None:
-    while poll() is None:
-        try:
-            parent = psutil.Process(pid)
-            family = [parent, *parent.children(recursive=True)]
-            # rss less what is shared or mapped from files; /proc/PID/smaps_rollup would stop the process to count
-            peak[0] = max(peak[0], sum(each.memory_info().rss - each.memory_info().shared for each in family))
-        except psutil.Error:
-            return
-        time.sleep(0.02)
 
 
 if __name__ == "__main__":
