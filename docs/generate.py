@@ -59,6 +59,7 @@ def _families() -> Iterator[str]:
         sources = [word for word in ("megatron", "huggingface") if word in columns]
         targets = ["`hf`"] * ("huggingface" in columns) + ["`trtllm`"] * ("trtllm" in columns) + ["`onnx`"]
         quantized = [f"`{target}`" for naming, target in _QUANTIZED.items() if _quantizes(columns, naming)]
+        quantized += ["`onnx`"] * (not any(methods.is_encoder(column) for column in columns.values()))
         words = ", ".join(sources), ", ".join(targets), ", ".join(quantized) or "-"
         yield f"`{name}` | {_first_sentence(module.__doc__ or '')} | {' | '.join(words)}"
 

@@ -45,13 +45,17 @@ _OF_LINEARS = re.compile(r"layers\.\{i\}\.(attn|ffn)\.(?!.*(norm|router|conv|sha
 def storable(column: Column) -> bool:
     """Whether the names of a family have places for quantized linears: their rows must stay whole there, and it is no
     encoder, whose norms stand where folding does not look for them."""
-    if any(dialect.fixed.get("causal") is False for dialect in column.dialects):
+    if is_encoder(column):
         return False
     written: dict[str, Rule] = {}
     for rule in column.rules:
         for part in rule.parts:
             written.setdefault(part.replace("{every}", "{e}"), rule)
     return all(rule.layout.whole_rows for part, rule in written.items() if _OF_LINEARS.fullmatch(part))
+
+
+def is_encoder(column: Column) -> bool:
+    return any(dialect.fixed.get("causal") is False for dialect in column.dialects)
 
 
 def rows() -> Iterator[Row]:

@@ -41,6 +41,9 @@ FLOAT32 = Gate(relative=1e-5, worst=2e-5, kl_mean=1e-7)
 OVER_FLOOR = Gate(relative=1.5, worst=2.0, kl_mean=2.0)
 """In 16 bits, no worse than this many times what the source itself loses in that dtype (an absolute bound would judge
 the dtype and not the export), and no better than float32 can be."""
+ROUNDED_INPUTS = Gate(relative=0.03, worst=0.1, kl_mean=5e-3)
+"""Where the runtime rounds what enters each linear to 8 bits, as ONNX Runtime does before packed weights: four times what
+that was seen to do, and far below what a wrong rope does. The fields are compared bit for bit beside it."""
 OF_FEW = Gate(relative=5.0, worst=5.0, kl_mean=25.0)
 ENOUGH = 256
 """The same of an answer of so few numbers, a reranker's scores for example, that two draws of the same noise differ by
@@ -60,8 +63,13 @@ class Expected:
     chooses, since of two experts that the dtype cannot tell apart the artifact may take the other, at another position
     than the source did; of the worst batch of texts where each has one answer, of numbers too few to tell noise by."""
 
+    rounded_inputs: bool = False
+    """Whether it is compared with what rounds the inputs of linears."""
+
     @property
     def gate(self) -> Gate:
+        if self.rounded_inputs:
+            return ROUNDED_INPUTS
         if (floor := self.farthest or self.floor) is None:
             return FLOAT32
         over = OF_FEW if self.logits.ndim == 2 and self.logits.size < ENOUGH else OVER_FLOOR

@@ -58,6 +58,8 @@ class Execution:
     """Rows that it takes at once."""
     computes_in: str = "float32"
     gives: str = "logits"
+    rounds_inputs: bool = False
+    """It rounds what enters linears with packed weights."""
     notes: tuple[str, ...] = ()
 
 
@@ -95,6 +97,9 @@ def ranks(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
     )
 
 
+_PACKED = "ONNX Runtime rounds the inputs of packed linears to 8 bits, so logits have a wider bound; fields have none"
+
+
 @contextmanager
 def served_graph(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
     """ONNX on the runner's own path: the version loaded under its config, real requests over HTTP."""
@@ -106,15 +111,18 @@ def served_graph(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
             spec, decoder = subject.artifact.spec, GraphDecoder(client, loaded.name, subject)
             steps = isinstance(spec.head, LanguageModel)
             place = "the CPU" if loaded.placement.gpu is None else f"GPU {loaded.placement.gpu}"
+            holds = weights.of_graph(model / version / loaded.config.default_model_filename, spec)
+            packed = any(isinstance(share.tensor, Encoded) for share in holds)
             yield Execution(
                 by=f"the runner over HTTP, on {place}",
-                holds=weights.of_graph(model / version / loaded.config.default_model_filename, spec),
+                holds=holds,
                 logits=decoder.logits if steps else partial(_answers, client, loaded.name, subject),
                 decode=decoder.decode if steps else None,
                 batch=loaded.config.max_batch_size or ANY,
                 computes_in=subject.artifact.dtype,
                 gives=answer_of(spec),
-                notes=loaded.notes,
+                rounds_inputs=packed,
+                notes=(*loaded.notes, *((_PACKED,) if packed else ())),
             )
 
 

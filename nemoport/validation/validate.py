@@ -166,8 +166,9 @@ def _expected(
     artifact's dtype too."""
     exact = answering(model.spec, weights)
     wanted = {prompt: exact(prompt) for prompt in asked}
+    rounds = execution.rounds_inputs
     if execution.computes_in == "float32":
-        return {prompt: Expected(logits=logits) for prompt, logits in wanted.items()}
+        return {prompt: Expected(logits=logits, rounded_inputs=rounds) for prompt, logits in wanted.items()}
     noisy = answering(model.spec, weights, execution.computes_in)
     pairs = {prompt: (counted(prompt, noisy(prompt)), counted(prompt, logits)) for prompt, logits in wanted.items()}
     floors = {prompt: distance(*pair) for prompt, pair in pairs.items()}
@@ -176,7 +177,10 @@ def _expected(
         worst = farthest(floors.values())
     elif any(isinstance(block.ffn, Mixture) for block in model.spec.blocks):
         worst = farthest(each for pair in pairs.values() for each in each_position(*pair))
-    return {prompt: Expected(logits=logits, floor=floors[prompt], farthest=worst) for prompt, logits in wanted.items()}
+    return {
+        prompt: Expected(logits=logits, floor=floors[prompt], farthest=worst, rounded_inputs=rounds)
+        for prompt, logits in wanted.items()
+    }
 
 
 def _notes(model: Model) -> tuple[str, ...]:
