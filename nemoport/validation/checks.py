@@ -42,8 +42,8 @@ OVER_FLOOR = Gate(relative=1.5, worst=2.0, kl_mean=2.0)
 """In 16 bits, no worse than this many times what the source itself loses in that dtype (an absolute bound would judge
 the dtype and not the export), and no better than float32 can be."""
 ROUNDED_INPUTS = Gate(relative=0.03, worst=0.1, kl_mean=5e-3)
-"""Where the runtime rounds what enters each linear to 8 bits, as ONNX Runtime does before packed weights: four times what
-that was seen to do, and far below what a wrong rope does. The fields are compared bit for bit beside it."""
+"""Where the runtime rounds what enters each linear to 8 bits, as ONNX Runtime does before packed weights: four
+times what that was seen to do, and far below what a wrong rope does. The fields are compared bit for bit beside it."""
 OF_FEW = Gate(relative=5.0, worst=5.0, kl_mean=25.0)
 ENOUGH = 256
 """The same of an answer of so few numbers, a reranker's scores for example, that two draws of the same noise differ by
