@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nemoport.check import Report as Checked
     from nemoport.check.repair import Done
     from nemoport.exporters.convert import Row
-    from nemoport.pipeline import Need, Planned
+    from nemoport.pipeline import Joined, Need, Planned
     from nemoport.pipeline.run import Step
     from nemoport.validation.report import Check, Fidelity, Quantization, Report, Service, Summary
 
@@ -186,7 +186,7 @@ def findings(found: Checked, done: Sequence[Done]) -> None:
     line(f"{said} in {len(found.looked_at)} looked at: {found.root}")
 
 
-def pipeline(planned: Sequence[Planned], needed: Need, max_memory: int) -> None:
+def pipeline(planned: Sequence[Planned], ensembles: Sequence[Joined], needed: Need, max_memory: int) -> None:
     """What a build will do."""
     table(
         [
@@ -197,6 +197,10 @@ def pipeline(planned: Sequence[Planned], needed: Need, max_memory: int) -> None:
                 "steps": ", ".join(each.steps),
             }
             for each in planned
+        ]
+        + [
+            {"model": each.name, "to": "ensemble", "writes": " -> ".join(each.steps), "steps": ", ".join(each.does)}
+            for each in ensembles
         ]
     )
     line(

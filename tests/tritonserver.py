@@ -31,6 +31,8 @@ from typing import Any
 import pytest
 
 WHEEL = "nvidia-pytriton==0.7.0"
+PACKAGES = ("numpy<2", "onnxruntime", "tokenizers")
+"""With numpy 2 the python backend of 24.10 fails every request."""
 STANDS_IN = ("tensorrt", "tensorrtllm", "vllm", "pytorch", "openvino")
 """Backends of which only the config is judged; their `execute` answers with an error."""
 
@@ -189,6 +191,7 @@ def _installation() -> Path | str:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not home.is_dir():
                 _install(home, python)
+            _need_packages(home)
         for backend, code in _stand_ins().items():
             _write_if_changed(home / f"pytriton/tritonserver/backends/{backend}/model.py", code)
         stub = home / "pytriton/tritonserver/backends/python/triton_python_backend_stub"
@@ -215,9 +218,16 @@ def _install(home: Path, python: str) -> None:
             program.chmod(0o755)
         # A venv does not survive a move, so it is made where it stays.
         _run(getattr(sys, "_base_executable", sys.executable), "-m", "venv", "--clear", str(_venv(home)))
-        needs = ("numpy<2", "onnxruntime")  # with numpy 2 the python backend of 24.10 fails every request
-        _run(str(_venv(home) / "bin/python"), "-m", "pip", "install", "-q", "--only-binary=:all:", *needs)
         unpacked.rename(home)
+
+
+def _need_packages(home: Path) -> None:
+    """What python models of a server import; a cache from before may lack some."""
+    marker = _venv(home) / "packages"
+    if not marker.is_file() or marker.read_text().split() != list(PACKAGES):
+        pip = (str(_venv(home) / "bin/python"), "-m", "pip", "install", "-q", "--only-binary=:all:")
+        _run(*pip, *PACKAGES)
+        marker.write_text("\n".join(PACKAGES))
 
 
 def _venv(home: Path) -> Path:

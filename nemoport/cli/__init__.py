@@ -391,8 +391,13 @@ def build(
     planned = pipelines.plan(wanted, max_memory)
     needed = pipelines.need(wanted, planned)
     if dry_run:
-        plan = {"models": [each.as_json() for each in planned], "bytes": needed.bytes, "seconds": needed.seconds}
-        show.json(plan) if as_json else show.pipeline(planned, needed, max_memory)
+        plan = {
+            "models": [each.as_json() for each in planned],
+            "ensembles": [each.as_json() for each in wanted.ensembles],
+            "bytes": needed.bytes,
+            "seconds": needed.seconds,
+        }
+        show.json(plan) if as_json else show.pipeline(planned, wanted.ensembles, needed, max_memory)
         return
     with show.progress("building", needed.bytes) as advance:
         outcome = pipelines.run(wanted, planned, jobs=jobs, tell=show.step, progress=advance)

@@ -11,8 +11,8 @@ and a killed build continues. Publishing, validating and promoting know by thems
 """
 
 from nemoport.pipeline.plan import Need, Planned, need, plan
-from nemoport.pipeline.recipe import Pipeline, read
+from nemoport.pipeline.recipe import Joined, Pipeline, read
 from nemoport.pipeline.run import Outcome, run
 from nemoport.pipeline.summary import markdown
 
-__all__ = ["Need", "Outcome", "Pipeline", "Planned", "markdown", "need", "plan", "read", "run"]
+__all__ = ["Joined", "Need", "Outcome", "Pipeline", "Planned", "markdown", "need", "plan", "read", "run"]

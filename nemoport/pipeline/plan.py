@@ -18,6 +18,7 @@ from nemoport.errors import MachineError
 from nemoport.exporters import convert, stream
 from nemoport.exporters.formats.structured import mapping
 from nemoport.pipeline.recipe import Pipeline, Wanted
+from nemoport.repository.ensemble import Member, signed, wired
 from nemoport.repository.kinds import KINDS
 
 _PROBE = 32 * 2**20
@@ -71,8 +72,12 @@ class Need:
 
 
 def plan(pipeline: Pipeline, max_memory: int = stream.DEFAULT_MEMORY) -> tuple[Planned, ...]:
-    """Everything that `run` will do, checked: sources, families, divisions, methods."""
-    return tuple(_planned(pipeline, wanted, max_memory) for wanted in pipeline.models)
+    """Everything that `run` will do, checked: sources, families, divisions, methods, and how ensembles are wired."""
+    planned = tuple(_planned(pipeline, wanted, max_memory) for wanted in pipeline.models)
+    signatures = {each.wanted.name: each.job.output.signature for each in planned}
+    for joined in pipeline.ensembles:
+        wired(joined.name, [Member(step, signed(step, signatures[step])) for step in joined.steps])
+    return planned
 
 
 def need(pipeline: Pipeline, planned: tuple[Planned, ...]) -> Need:

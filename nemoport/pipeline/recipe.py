@@ -46,16 +46,44 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Joined:
+    """An ensemble: models of the file, served as one."""
+
+    name: str
+    steps: tuple[str, ...]
+    max_batch_size: int | None = None
+    """None: what every step takes."""
+    triton_release: str | None = None
+    validate: bool = True
+    promote: bool = False
+    label: str | None = None
+
+    @property
+    def does(self) -> tuple[str, ...]:
+        return (
+            *("compose", "publish"),
+            *(["validate"] if self.validate else []),
+            *(["promote"] if self.promote else []),
+            *([f"label {self.label}"] if self.label else []),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {"model": self.name, "of": list(self.steps), "steps": list(self.does)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pipeline:
     path: Path
     repository: Path
     cache: Path
     models: tuple[Wanted, ...]
+    ensembles: tuple[Joined, ...] = ()
     remote: str | None = None
 
 
 def read(path: Path, only: tuple[str, ...] = ()) -> Pipeline:
-    """`only` names models of the file; those of a matrix by the name that is written, or by the one that it becomes."""
+    """`only` names models of the file; those of a matrix by the name that is written, or by the one that it becomes. An
+    ensemble brings its steps."""
     data = document.load(path)
     base = path.resolve().parent
     models: dict[str, tuple[str, Wanted]] = {}
@@ -64,16 +92,35 @@ def read(path: Path, only: tuple[str, ...] = ()) -> Pipeline:
             if name in models:
                 raise UsageError(f"{path}: two models are called {name}; a matrix makes names of its own for each")
             models[name] = entry["name"], _wanted(path, base, name, words)
-    unknown = [name for name in only if not any(name in (key, own) for key, (own, _) in models.items())]
+    ensembles = [_joined(path, words, models) for words in data.get("ensembles", [])]
+    names = [each.name for each in ensembles]
+    if twice := [name for at, name in enumerate(names) if name in models or name in names[:at]]:
+        raise UsageError(f"{path}: two models are called {twice[0]}; give the ensemble a name of its own")
+    unknown = [name for name in only if name not in names and not any(name in (k, v[0]) for k, v in models.items())]
     if unknown:
-        raise UsageError(f"{path} has no model {unknown[0]!r}; it has {', '.join(models)}")
+        raise UsageError(f"{path} has no model {unknown[0]!r}; it has {', '.join([*models, *names])}")
+    chosen = [each for each in ensembles if not only or each.name in only]
+    asked = {*only, *(step for each in chosen for step in each.steps)} if only else {*models}
     return Pipeline(
         path=path,
         repository=base / data["repository"],
         cache=base / data.get("cache", CACHE),
         remote=data.get("remote"),
-        models=tuple(wanted for key, (own, wanted) in models.items() if not only or {key, own} & set(only)),
+        models=tuple(wanted for key, (own, wanted) in models.items() if {key, own} & asked),
+        ensembles=tuple(chosen),
     )
+
+
+def _joined(path: Path, words: Mapping[str, Any], models: Mapping[str, tuple[str, Wanted]]) -> Joined:
+    name = words["name"]
+    for step in words["steps"]:
+        if step not in models:
+            raise UsageError(
+                f"{path}: ensemble {name} has the step {step}, which is no model; there are {', '.join(models)}"
+            )
+        if not models[step][1].promote:
+            raise UsageError(f"{path}: ensemble {name} needs {step} live; say promote: true for it")
+    return Joined(**{**words, "steps": tuple(words["steps"])})
 
 
 def _merged(defaults: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nemoport import artifact, check, validation
+from blake3 import blake3
+
+from nemoport import __version__, artifact, check, validation
 from nemoport.errors import CheckFailed, NemoportError
 from nemoport.exporters import stream
 from nemoport.pipeline.plan import Planned
-from nemoport.pipeline.recipe import Pipeline
-from nemoport.repository import gate, labels, remote, transfer, versions
+from nemoport.pipeline.recipe import Joined, Pipeline, Wanted
+from nemoport.repository import ensemble, gate, labels, remote, transfer, versions
 from nemoport.repository.promote import promote
 from nemoport.repository.publish import publish
 
@@ -65,15 +68,21 @@ def run(
     """`tell` hears of every step when it ends, `progress` of bytes converted; both from any thread."""
     pipeline.cache.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs, thread_name_prefix="build") as threads:
-        done = threads.map(lambda each: tuple(_model(pipeline, each, tell, progress)), planned)
+        done = threads.map(
+            lambda each: tuple(_taken_until(each.wanted.name, _works(pipeline, each, progress), tell)), planned
+        )
         steps = [step for each in done for step in each]
+    failed = {step.model for step in steps if step.status == "failed"}
+    for joined in pipeline.ensembles:
+        steps += _taken_until(joined.name, _joining(pipeline, joined, planned, failed), tell)
     steps += _whole(pipeline, tell, bool(steps) and all(step.status != "failed" for step in steps))
     return Outcome(pipeline=pipeline, steps=tuple(steps))
 
 
-def _model(pipeline: Pipeline, planned: Planned, tell: Tell, progress: stream.Progress) -> Iterator[Step]:
-    for verb, work in _works(pipeline, planned, progress):
-        step = _taken(planned.wanted.name, verb, work)
+def _taken_until(model: str, works: Iterable[tuple[str, Work]], tell: Tell) -> Iterator[Step]:
+    """One model's steps, to the first that fails."""
+    for verb, work in works:
+        step = _taken(model, verb, work)
         tell(step)
         yield step
         if step.status == "failed":
@@ -104,17 +113,37 @@ def _taken(model: str, verb: str, work: Work) -> Step:
 
 
 def _works(pipeline: Pipeline, planned: Planned, progress: stream.Progress) -> Iterator[tuple[str, Work]]:
-    wanted, repository, made = planned.wanted, pipeline.repository, planned.job.destination
+    wanted, made = planned.wanted, planned.job.destination
     yield "convert", lambda: _converted(planned, progress)
     if planned.published:
-        yield "publish", lambda: _published(planned, repository)
+        yield from _going_live(pipeline.repository, wanted, made, wanted.max_batch_size)
+    elif wanted.validate:
+        yield "validate", lambda: _validated(made, made, validation.Request(subject=made))
+
+
+def _joining(
+    pipeline: Pipeline, joined: Joined, planned: tuple[Planned, ...], failed: set[str]
+) -> Iterator[tuple[str, Work]]:
+    repository, artifacts = pipeline.repository, {each.wanted.name: each.job.destination for each in planned}
+    yield "compose", lambda: _composed(pipeline, joined, artifacts, failed)
+    batch = joined.max_batch_size
+    if batch is None and not versions.evidence_of(repository, joined.name).is_dir():
+        batch = min(versions.state(repository, step).config.max_batch_size for step in joined.steps)
+    yield from _going_live(repository, joined, _composition(pipeline, joined, artifacts), batch)
+
+
+def _going_live(
+    repository: Path, wanted: Wanted | Joined, made: Path, max_batch_size: int | None
+) -> Iterator[tuple[str, Work]]:
+    name = wanted.name
+    yield "publish", lambda: _published(repository, wanted, made, max_batch_size)
     if wanted.validate:
-        yield "validate", lambda: _validated(planned, repository)
-    if planned.published and wanted.promote:
-        yield "promote", lambda: _promoted(planned, repository)
-    if planned.published and wanted.label:
-        word, version = wanted.label, str(_version(repository, wanted.name, made))
-        yield f"label {word}", lambda: _labelled(repository, wanted.name, word, version)
+        yield "validate", lambda: _validated_there(repository, name, made)
+    if wanted.promote:
+        yield "promote", lambda: _promoted(repository, name, made)
+    if wanted.label:
+        word, version = wanted.label, str(_version(repository, name, made))
+        yield f"label {word}", lambda: _labelled(repository, name, word, version)
 
 
 def _converted(planned: Planned, progress: stream.Progress) -> tuple[Status, str]:
@@ -123,26 +152,37 @@ def _converted(planned: Planned, progress: stream.Progress) -> tuple[Status, str
     return ("found done" if planned.converted else "did"), f"{len(made.files)} files, {size:,} bytes"
 
 
-def _published(planned: Planned, repository: Path) -> tuple[Status, str]:
-    wanted = planned.wanted
-    found = publish(
-        planned.job.destination,
-        repository,
-        wanted.name,
-        max_batch_size=wanted.max_batch_size,
-        triton_release=wanted.triton_release,
-    )
+def _composed(
+    pipeline: Pipeline, joined: Joined, artifacts: Mapping[str, Path], failed: set[str]
+) -> tuple[Status, str]:
+    if lost := [step for step in joined.steps if step in failed]:
+        raise CheckFailed(f"{lost[0]} failed, and {joined.name} is made of it; see what was said of it")
+    made = _composition(pipeline, joined, artifacts)
+    known = made.is_dir()
+    if not known:
+        ensemble.compose(made, joined.name, [(step, artifacts[step]) for step in joined.steps])
+    return ("found done" if known else "did"), " -> ".join(joined.steps)
+
+
+def _composition(pipeline: Pipeline, joined: Joined, artifacts: Mapping[str, Path]) -> Path:
+    """Where it lies in the cache: under a fingerprint of its members' bytes."""
+    facts = [__version__, *((step, artifact.identity(artifacts[step])) for step in joined.steps)]
+    return pipeline.cache / f"{joined.name}-{blake3(json.dumps(facts).encode()).hexdigest()[:16]}"
+
+
+def _published(repository: Path, wanted: Wanted | Joined, made: Path, max_batch_size: int | None) -> tuple[Status, str]:
+    found = publish(made, repository, wanted.name, max_batch_size=max_batch_size, triton_release=wanted.triton_release)
     return ("found done" if found.already else "did"), f"version {found.version}"
 
 
-def _validated(planned: Planned, repository: Path) -> tuple[Status, str]:
+def _validated_there(repository: Path, name: str, made: Path) -> tuple[Status, str]:
+    state, version = versions.state(repository, name), _version(repository, name, made)
+    request = validation.Request(subject=repository, model=name, version=state.directory(version))
+    return _validated(made, versions.evidence_of(repository, name) / str(version), request)
+
+
+def _validated(made: Path, evidence: Path, request: validation.Request) -> tuple[Status, str]:
     """A verdict on exactly these bytes is not asked for twice."""
-    made, name = planned.job.destination, planned.wanted.name
-    evidence, request = made, validation.Request(subject=made)
-    if planned.published:
-        state, version = versions.state(repository, name), _version(repository, name, made)
-        evidence = versions.evidence_of(repository, name) / str(version)
-        request = validation.Request(subject=repository, model=name, version=state.directory(version))
     known = gate.verdict_of(evidence)
     if known and known.get("passed") is True and known.get("artifact") == artifact.identity(made):
         return "found done", "green"
@@ -154,9 +194,8 @@ def _validated(planned: Planned, repository: Path) -> tuple[Status, str]:
     return "did", f"{len(report.checks)} checks, {report.executed_by}"
 
 
-def _promoted(planned: Planned, repository: Path) -> tuple[Status, str]:
-    name = planned.wanted.name
-    done = promote(repository, name, str(_version(repository, name, planned.job.destination)))
+def _promoted(repository: Path, name: str, made: Path) -> tuple[Status, str]:
+    done = promote(repository, name, str(_version(repository, name, made)))
     return ("found done" if done.already else "did"), f"live: {', '.join(map(str, done.live))}"
 
 

@@ -19,7 +19,7 @@ from tritonclient.grpc import model_config_pb2
 
 from nemoport import artifact
 from nemoport.errors import DamagedInput, UnsupportedInput, UsageError
-from nemoport.repository import kinds
+from nemoport.repository import ensemble, kinds
 
 FILE = "config.pbtxt"
 LABELS = "configs"
@@ -50,6 +50,7 @@ WORDS = {
     "dynamic_batching": "Requests that wait together and fit together are run together.",
     "model_warmup": "Sent before the model is ready, so that the first client does not pay for it.",
     "parameters": "For the backend.",
+    "ensemble_scheduling": "Maps go from a member's name of a tensor to the ensemble's. Version -1 is the latest.",
     "model_transaction_policy": "Decoupled: a request may have any number of answers.",
 }
 """What the generated config says above a field."""
@@ -73,6 +74,8 @@ class Config:
     outputs: tuple[Tensor, ...]
     versions: tuple[int, ...]
     """The live versions; none where the policy is not `specific`."""
+    scheduling: Mapping[str, Any] = field(default_factory=dict)
+    """The steps of an ensemble, in protobuf's JSON."""
     tuning: Mapping[str, Any] = field(default_factory=dict)
     """Every other field, in protobuf's JSON."""
 
@@ -81,8 +84,13 @@ class Config:
         return (-1, *tensor.dims) if self.max_batch_size else tensor.dims
 
 
-OWN = ("name", "backend", "default_model_filename", "max_batch_size", "input", "output", "version_policy")
+OWN = (
+    *("name", "backend", "default_model_filename", "max_batch_size", "input", "output", "version_policy"),
+    *("ensemble_scheduling",),
+)
 """The fields that are not tuning."""
+ENSEMBLE = "ensemble"
+"""The platform of a model that is others in a row."""
 
 
 def from_artifact(made: artifact.Artifact, name: str, version: int, max_batch_size: int = MAX_BATCH_SIZE) -> Config:
@@ -99,6 +107,7 @@ def from_artifact(made: artifact.Artifact, name: str, version: int, max_batch_si
         inputs=tuple(_tensor(tensor, batch > 0) for tensor in inputs),
         outputs=tuple(_tensor(tensor, batch > 0) for tensor in outputs),
         versions=(version,),
+        scheduling=ensemble.scheduling(made),
         tuning=normal(kinds.tuning(made, batch, DATA_TYPES), made.kind),
     )
 
@@ -115,7 +124,8 @@ def normal(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 def render(config: Config) -> str:
     """The text of a config; what Triton reads from it is exactly the value."""
-    tuning = [(WORDS.get(name, ""), _text({name: value})) for name, value in sorted(config.tuning.items())]
+    fields = {**config.tuning, **_scheduled(config)}
+    tuning = [(WORDS.get(name, ""), _text({name: value})) for name, value in sorted(fields.items())]
     text: str = _environment().get_template(FILE).render(config=config, tuning=tuning)
     found, wanted = _message(text, "the rendered config"), _as_message(config)
     assert found == wanted, f"templates/{FILE} says {found}, the config is {wanted}"
@@ -140,7 +150,10 @@ def parse(text: str, place: str) -> Config:
         inputs=_tensors(message.get("input", [])),
         outputs=_tensors(message.get("output", [])),
         versions=tuple(int(number) for number in listed),
-        tuning={name: value for name, value in message.items() if name not in OWN},
+        scheduling=(steps := message.get("ensemble_scheduling", {})),
+        tuning={
+            name: value for name, value in message.items() if name not in OWN and not (steps and name == "platform")
+        },
     )
 
 
@@ -177,6 +190,8 @@ def mismatch(config: Config, wanted: Config) -> str | None:
     for word in ("backend", "filename"):
         if (has := getattr(config, word)) != (needs := getattr(wanted, word)):
             return f"it has {word} {has!r}, this version needs {needs!r}"
+    if config.scheduling != wanted.scheduling:
+        return "its steps are others than this version's"
     inputs = {tensor.name: tensor for tensor in wanted.inputs}
     outputs = {tensor.name: tensor for tensor in wanted.outputs}
     if missing := sorted(inputs.keys() ^ {tensor.name for tensor in config.inputs}):
@@ -248,7 +263,11 @@ def _as_message(config: Config) -> dict[str, Any]:
         "output": [_row(tensor) for tensor in config.outputs],
         "version_policy": {"specific": {"versions": [str(number) for number in config.versions]}},
     }
-    return {name: value for name, value in message.items() if value} | dict(config.tuning)
+    return {name: value for name, value in message.items() if value} | dict(config.tuning) | _scheduled(config)
+
+
+def _scheduled(config: Config) -> dict[str, Any]:
+    return {"platform": ENSEMBLE, "ensemble_scheduling": config.scheduling} if config.scheduling else {}
 
 
 def _row(tensor: Tensor) -> dict[str, Any]:

@@ -24,7 +24,8 @@ class Kind:
     filename: str
     """The same, where the config names it."""
     instances: str
-    """Where copies of the model run. KIND_AUTO is every GPU, or the CPU where there is none."""
+    """Where copies of the model run. KIND_AUTO is every GPU, or the CPU where there is none; empty where nothing of its
+    own runs."""
     graph: bool
     """Batches of it can be merged and warmed up by the server: a graph, whose items do not know of each other. Other
     kinds are programs, which arrange that themselves."""
@@ -39,6 +40,9 @@ KINDS = {
     "python": Kind(
         backend="python", file="model.py", filename="model.py", instances="KIND_CPU", graph=False, completes=True
     ),
+    "tokenizer": Kind(backend="python", file="model.py", filename="model.py", instances="KIND_CPU", graph=False),
+    # Its file says for people what the config says for Triton, which wants no more of a version than its directory.
+    "ensemble": Kind(backend="", file="ensemble.json", filename="", instances="", graph=False),
     # The parent process needs no GPU: its ranks take those that model.yaml gives them.
     "llmapi": Kind(
         backend="python", file="model.py", filename="model.py", instances="KIND_CPU", graph=False, completes=True
@@ -74,7 +78,7 @@ def tuning(made: Artifact, max_batch_size: int, data_types: dict[str, str]) -> d
     """The fields of a config that are a choice, in protobuf's JSON. A cache that comes in and goes out belongs to one
     request: such a model is asked one step at a time, and merging requests of different lengths is not possible."""
     kind = kind_of(made)
-    fields: dict[str, Any] = {"instance_group": [{"count": 1, "kind": kind.instances}]}
+    fields: dict[str, Any] = {"instance_group": [{"count": 1, "kind": kind.instances}]} if kind.instances else {}
     if kind.graph and not any(PAST in tensor.shape for tensor in _tensors(made)):
         if max_batch_size > 1:
             fields["dynamic_batching"] = {}

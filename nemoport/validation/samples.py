@@ -39,7 +39,7 @@ def sample(config: ModelConfig, signature: Signature | None, model: Path) -> Sam
         }
     if signature:
         sizes = AXES | {"batch": min(AXES["batch"], config.max_batch_size or 1)}
-        return _made({each.name: (real(each.dtype), _sized(each.shape, sizes)) for each in signature.inputs})
+        return _made({each.name: (_numpy(each.dtype), _sized(each.shape, sizes)) for each in signature.inputs})
     batch = (min(2, config.max_batch_size),) if config.max_batch_size else ()
     return _made(
         {
@@ -66,6 +66,10 @@ def _array(dtype: np.dtype[Any], shape: tuple[int, ...], name: str, numbers: np.
     if dtype.kind in "iub":
         return numbers.integers(0, 2 if dtype.kind == "b" else SMALL, shape).astype(dtype)
     return numbers.standard_normal(shape).astype(dtype)
+
+
+def _numpy(dtype: str) -> np.dtype[Any]:
+    return BYTES.numpy if dtype == "string" else real(dtype)
 
 
 def _sized(shape: Sequence[int | str], sizes: Mapping[str, int]) -> tuple[int, ...]:

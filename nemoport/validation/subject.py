@@ -26,6 +26,8 @@ class Subject:
     """Where manifest and verdict lie; the artifact itself, or the version's directory beside the repository."""
     model: Path | None = None
     """The model's directory in a repository, whose config is validated along; `files` lies in it."""
+    repository: Path | None = None
+    """Where a model's fellows are, for an ensemble."""
 
 
 def of_artifact(directory: Path) -> Subject:
@@ -42,6 +44,7 @@ def of_repository(repository: Path, model: str, version: str | None) -> Subject:
         artifact=read_manifest(found.evidence),
         evidence=found.evidence,
         model=found.model,
+        repository=repository,
     )
 
 

@@ -18,7 +18,7 @@ from nemoport.exporters.dequantized import all_dequantized
 from nemoport.exporters.tensor import LazyTensor
 from nemoport.runner.model import LoadOptions
 from nemoport.spec import LanguageModel, Mixture, Recipe
-from nemoport.validation import checks, fidelity, layers
+from nemoport.validation import checks, fidelity, layers, worded
 from nemoport.validation.checks import Expected, counted
 from nemoport.validation.executions import EXECUTIONS, Execution, answering
 from nemoport.validation.measures import distance, each_position, farthest
@@ -53,10 +53,9 @@ class Request:
 def validate(request: Request) -> Report:
     """Run it, compare it, store the verdict beside the manifest."""
     subject = _subject(request)
-    if subject.artifact.kind not in EXECUTIONS:
-        raise UnsupportedInput(
-            f"{subject.name} is of kind {subject.artifact.kind}; {', '.join(EXECUTIONS)} are validated"
-        )
+    kinds = (*EXECUTIONS, *JUDGES)
+    if subject.artifact.kind not in kinds:
+        raise UnsupportedInput(f"{subject.name} is of kind {subject.artifact.kind}; {', '.join(kinds)} are validated")
     made = Origin(request.against) if request.against else origin(subject)
     config, adapter = request.config or made.config, request.adapter or made.adapter
     plan = subject.artifact.plan
@@ -86,6 +85,9 @@ def _report(subject: Subject, model: Model, request: Request, made: Origin) -> R
     if not report.passed:
         return report
     options = LoadOptions(allow_cpu_fallback=request.allow_cpu_fallback)
+    if judge := JUDGES.get(subject.artifact.kind):
+        judged = judge(subject, model, options)
+        return replace(report, executed_by=judged.by, checks=(whole, same, *judged.checks), notes=judged.notes)
     with ExitStack() as stack:
         try:
             execution = stack.enter_context(EXECUTIONS[subject.artifact.kind](subject, options))
@@ -148,6 +150,10 @@ def _with_cost(
         layers=layers.errors(model, held, asked[0]),
         quantization=quantization,
     )
+
+
+JUDGES = {"tokenizer": worded.tokenizer, "ensemble": worded.joined}
+"""Of what is asked in text."""
 
 
 def _files_match(subject: Subject) -> Check:

@@ -48,6 +48,21 @@ def size(tree: Tree) -> int | None:
     return _pieces(content(store, LARGEST)) if store else None
 
 
+def longest(tree: Tree, positions: int) -> int:
+    """Tokens of the longest text, as sentence-transformers cuts it: what is said for it, else for the tokenizer, and no
+    more than the model has positions."""
+    rows = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
+    said = [stored_mapping(store).get(key) for name, key in rows if (store := tree.file(name))]
+    known = [int(number) for number in said if isinstance(number, int | float) and number >= 1]
+    return min([positions, *known[:1]])
+
+
+def lowers(tree: Tree) -> bool:
+    """Whether texts are written small before the tokenizer sees them, which may do so once more by itself."""
+    store = tree.file("sentence_bert_config.json")
+    return bool(stored_mapping(store).get("do_lower_case")) if store else False
+
+
 def special_ids(tree: Tree) -> dict[str, int]:
     """`bos_token_id`, `eos_token_id` and `pad_token_id`, as far as the files name them."""
     named: dict[str, Any] = {}
