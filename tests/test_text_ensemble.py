@@ -20,8 +20,10 @@ import pytest
 import tritonclient.grpc
 import tritonclient.http
 from exporters.commands import command, sentence
+from families.encoders import CASES, save
 from numpy.typing import NDArray
 from repository.made import write_verdict
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from tritonserver import tritonserver
 
 from nemoport import artifact, pipeline
@@ -40,7 +42,8 @@ from nemoport.runner.serve import serving_all
 from nemoport.runner.server import Server
 from nemoport.spec import Plan
 from nemoport.validation import Request, validate
-from nemoport.validation.sentences import sentences
+from nemoport.validation.prompts import Prompt
+from nemoport.validation.sentences import SENTENCES, sentences
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -318,6 +321,48 @@ def test_a_dry_run_knows_the_ensemble(built: Path, tmp_path: Path) -> None:
             "steps": ["compose", "publish", "validate", "promote"],
         }
     ]
+
+
+def with_tokenizer(path: Path) -> Any:
+    """A small BPE, trained here, beside the model; as transformers has it. Its padding is 1, as RoBERTa's."""
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    inner.normalizer, inner.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Whitespace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=special, limit_alphabet=60, show_progress=False)
+    inner.train_from_iterator(SENTENCES, trainer)
+    ends = [("<s>", 0), ("</s>", 2)]
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>")
+    made.save_pretrained(path)
+    return made
+
+
+@pytest.mark.parametrize("name", ["roberta", "bert classifier", "bert reranker", "llama, last"])
+def test_encoders_of_every_kind_take_text(name: str, tmp_path: Path) -> None:
+    saved = save(CASES[name], tmp_path / "model")
+    judge = with_tokenizer(saved.path)
+    file = tmp_path / "pipeline.yaml"
+    text = EXAMPLE.read_text().replace("../../build/all-MiniLM-L6-v2", str(saved.path))
+    file.write_text(text.replace("../../build/minilm/", ""))
+    assert command("build", file).exit_code == 0
+    longest = 68 if name == "roberta" else 70
+    asked = [each.strip() for each in sentences(longest)]
+    server = Server([tmp_path / "repository"])
+    try:
+        server.load("minilm")
+        with serving_all(server) as at, Client(at.http) as client:
+            for batch in (asked[:6], asked[6:]):
+                (found,) = client.infer(
+                    "minilm", {"TEXT": np.array([[each.encode()] for each in batch], np.object_)}
+                ).values()
+                made = judge(batch, padding=True, truncation=True, max_length=longest, return_tensors="np")
+                ids, mask = made["input_ids"], made["attention_mask"]
+                types = np.zeros_like(ids) if "type_vocab_size" in saved.case.words else None
+                prompt = Prompt("texts", ids, mask, np.maximum(np.cumsum(mask, axis=1) - 1, 0), types)
+                wanted = saved.answers(prompt)
+                assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,10 @@ class Tokenizer:
         stripped = text.strip()
         return self.inner.encode(stripped.lower() if self.lowercase else stripped)
 
+    def asked(self) -> tuple[str, ...]:
+        """Those of the sentences that have a token."""
+        return tuple(text for text in sentences(self.longest) if self.tokens(text).ids)
+
     def prompt(self, name: str, texts: Sequence[str], types: bool) -> Prompt:
         """Padded on the right."""
         made = [self.tokens(text) for text in texts]

@@ -14,6 +14,7 @@ import numpy as np
 from nemoport import artifact
 from nemoport.errors import CheckFailed, InputError, UnsupportedInput, UsageError
 from nemoport.exporters.checkpoint import Model
+from nemoport.exporters.targets.tokenizer import TEXT
 from nemoport.repository import config, ensemble, versions
 from nemoport.runner.client import Array, Client
 from nemoport.runner.model import LoadOptions, load_version
@@ -23,11 +24,11 @@ from nemoport.spec import Embedding
 from nemoport.validation.executions import ANY, answering
 from nemoport.validation.measures import NOWHERE, Logits, distance
 from nemoport.validation.report import Check
-from nemoport.validation.sentences import Tokenizer, sentences, tokenizer_of
+from nemoport.validation.sentences import Tokenizer, tokenizer_of
 from nemoport.validation.subject import Subject, in_repository
 from nemoport.validation.texts import LONGEST, answer_of
 
-TEXT, DIMENSIONS = "TEXT", "dimensions"
+DIMENSIONS = "dimensions"
 COSINE = 0.9999
 RELATIVE = 0.0142
 """How far apart two vectors of one length lie at this cosine: the square root of 2 (1 - cosine). It bounds lengths
@@ -149,7 +150,7 @@ def _members(subject: Subject) -> Check:
 
 def _tokens(door: Door, known: Tokenizer) -> Iterator[Check]:
     """Every text by itself, and in batches."""
-    asked = sentences(known.longest)
+    asked = known.asked()
     for what, batches in (("each text alone", _batches(asked, 1)), ("texts in batches", _batches(asked, door.batch))):
         wrong = []
         for texts in batches:
@@ -168,7 +169,7 @@ def _same(answer: dict[str, Array], row: int, wanted: object) -> bool:
 
 def _answers(door: Door, known: Tokenizer, model: Model) -> Iterator[Check]:
     """The source in float32 tokenizes and computes each text by itself."""
-    spec, asked = model.spec, sentences(known.longest)
+    spec, asked = model.spec, known.asked()
     name, exact = answer_of(spec), answering(spec, model.tensors)
     wanted = np.concatenate([exact(known.prompt("text", [text], spec.token_types > 1)) for text in asked])
     for what, batches in (("each text alone", _batches(asked, 1)), ("texts in batches", _batches(asked, door.batch))):
