@@ -85,8 +85,8 @@ def _report(subject: Subject, model: Model, request: Request, made: Origin) -> R
     if not report.passed:
         return report
     options = LoadOptions(allow_cpu_fallback=request.allow_cpu_fallback)
-    if judge := JUDGES.get(subject.artifact.kind):
-        judged = judge(subject, model, options)
+    if worded_by := JUDGES.get(subject.artifact.kind):
+        judged = worded_by(subject, model, options)
         return replace(report, executed_by=judged.by, checks=(whole, same, *judged.checks), notes=judged.notes)
     with ExitStack() as stack:
         try:
