@@ -11,6 +11,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -331,8 +332,15 @@ def with_tokenizer(path: Path) -> Any:
     trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=special, limit_alphabet=60, show_progress=False)
     inner.train_from_iterator(SENTENCES, trainer)
     ends = [("<s>", 0), ("</s>", 2)]
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
-    made = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>")
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=ends
+    )
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_input_names=["input_ids", "attention_mask", "token_type_ids"],
+    )
     made.save_pretrained(path)
     return made
 
@@ -351,13 +359,15 @@ def test_encoders_of_every_kind_take_text(name: str, tmp_path: Path) -> None:
     try:
         server.load("minilm")
         with serving_all(server) as at, Client(at.http) as client:
-            for batch in (asked[:6], asked[6:]):
-                (found,) = client.infer(
-                    "minilm", {"TEXT": np.array([[each.encode()] for each in batch], np.object_)}
-                ).values()
-                made = judge(batch, padding=True, truncation=True, max_length=longest, return_tensors="np")
+            singles, pairs = [[each] for each in asked], [[*each] for each in pairwise(asked)]
+            classifies = saved.case.kind.endswith("Classification")
+            for batch in (singles[:6], singles[6:], *((pairs[:5], pairs[5:]) if classifies else ())):
+                strings = np.array([[text.encode() for text in item] for item in batch], np.object_)
+                (found,) = client.infer("minilm", {"TEXT": strings}).values()
+                columns = [list(column) for column in zip(*batch, strict=True)]
+                made = judge(*columns, padding=True, truncation=True, max_length=longest, return_tensors="np")
                 ids, mask = made["input_ids"], made["attention_mask"]
-                types = np.zeros_like(ids) if "type_vocab_size" in saved.case.words else None
+                types = made["token_type_ids"] if name.startswith("bert") else None
                 prompt = Prompt("texts", ids, mask, np.maximum(np.cumsum(mask, axis=1) - 1, 0), types)
                 wanted = saved.answers(prompt)
                 assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()

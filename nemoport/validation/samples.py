@@ -22,7 +22,7 @@ from nemoport.runner.warmup import inputs_of
 Array = NDArray[Any]
 Sample = Mapping[str, Array]
 
-AXES = {"batch": 2, "sequence": 5, "past": 3, "total": 8}
+AXES = {"batch": 2, "sequence": 5, "past": 3, "total": 8, "texts": 1}
 """Sizes of the axes that manifests name, agreeing with each other."""
 ANY = 3
 """Of an axis that nothing is known about."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +34,10 @@ def sentences(longest: int) -> tuple[str, ...]:
     return (*SENTENCES, " ".join(f"{number} sheep" for number in range(min(longest, LONGEST))))
 
 
+Item = tuple[str, ...]
+"""A text, or two that go together."""
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """Of the source, whatever the artifact holds."""
@@ -43,24 +46,21 @@ class Tokenizer:
     longest: int
     lowercase: bool
 
-    def tokens(self, text: str) -> Any:
-        """One text's, without padding: `ids`, `type_ids`."""
-        stripped = text.strip()
-        return self.inner.encode(stripped.lower() if self.lowercase else stripped)
+    def tokens(self, item: Item) -> Any:
+        """Without padding: `ids`, `type_ids`."""
+        return self.inner.encode(*(text.strip().lower() if self.lowercase else text.strip() for text in item))
 
-    def asked(self) -> tuple[str, ...]:
-        """Those of the sentences that have a token."""
-        return tuple(text for text in sentences(self.longest) if self.tokens(text).ids)
+    def asked(self, texts: int) -> tuple[Item, ...]:
+        """The sentences, or each with the ones that follow it; those that have a token."""
+        known = sentences(self.longest)
+        items = (tuple((known * 2)[at : at + texts]) for at in range(len(known)))
+        return tuple(item for item in items if self.tokens(item).ids)
 
-    def prompt(self, name: str, texts: Sequence[str], types: bool) -> Prompt:
-        """Padded on the right."""
-        made = [self.tokens(text) for text in texts]
-        width = max(len(each.ids) for each in made)
-        ids, kinds, mask = (
-            np.array([[*row, *[0] * (width - len(row))] for row in rows], np.int64)
-            for rows in zip(*((each.ids, each.type_ids, [1] * len(each.ids)) for each in made), strict=True)
-        )
-        return Prompt(name, ids, mask, np.maximum(np.cumsum(mask, axis=1) - 1, 0), kinds if types else None)
+    def prompt(self, item: Item, types: int) -> Prompt:
+        """By itself; `types` of tokens are known to the model."""
+        made = self.tokens(item)
+        ids, kinds = np.array([made.ids], np.int64), np.array([made.type_ids], np.int64)
+        return Prompt("text", ids, np.ones_like(ids), np.arange(ids.size)[np.newaxis], kinds if types > 1 else None)
 
 
 def tokenizer_of(model: Model) -> Tokenizer:

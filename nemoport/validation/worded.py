@@ -3,7 +3,7 @@ runner over HTTP."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,15 @@ from nemoport.runner.client import Array, Client
 from nemoport.runner.model import LoadOptions, load_version
 from nemoport.runner.serve import serving
 from nemoport.runner.server import Server
-from nemoport.spec import Embedding
+from nemoport.spec import Classifier, Embedding, ModelSpec
 from nemoport.validation.executions import ANY, answering
 from nemoport.validation.measures import NOWHERE, Logits, distance
 from nemoport.validation.report import Check
-from nemoport.validation.sentences import Tokenizer, tokenizer_of
+from nemoport.validation.sentences import Item, Tokenizer, tokenizer_of
 from nemoport.validation.subject import Subject, in_repository
 from nemoport.validation.texts import LONGEST, answer_of
 
+Items = Mapping[str, int]
 DIMENSIONS = "dimensions"
 COSINE = 0.9999
 RELATIVE = 0.0142
@@ -46,13 +47,13 @@ class Judged:
 class Door:
     """A model that is served; the texts of a request become its outputs."""
 
-    ask: Callable[[Sequence[str]], dict[str, Array]]
+    ask: Callable[[Sequence[Item]], dict[str, Array]]
     batch: int
 
 
 def tokenizer(subject: Subject, model: Model, options: LoadOptions) -> Judged:
     known = tokenizer_of(model)
-    return _judged(lambda: _tokenizer_served(subject, options), lambda door: _tokens(door, known))
+    return _judged(lambda: _tokenizer_served(subject, options), lambda door: _tokens(door, known, _items(model.spec)))
 
 
 def joined(subject: Subject, model: Model, options: LoadOptions) -> Judged:
@@ -107,7 +108,7 @@ def _ensemble_served(subject: Subject, options: LoadOptions) -> Iterator[Door]:
         try:
             with serving(server, http_max_input_size=ANY) as address, Client(address) as client:
 
-                def ask(texts: Sequence[str]) -> dict[str, Array]:
+                def ask(texts: Sequence[Item]) -> dict[str, Array]:
                     whole = {each: np.full((len(texts), 1), spec.hidden_size) for each in more}
                     return client.infer(name, {TEXT: _strings(texts), **whole})
 
@@ -148,15 +149,14 @@ def _members(subject: Subject) -> Check:
     )
 
 
-def _tokens(door: Door, known: Tokenizer) -> Iterator[Check]:
-    """Every text by itself, and in batches."""
-    asked = known.asked()
-    for what, batches in (("each text alone", _batches(asked, 1)), ("texts in batches", _batches(asked, door.batch))):
-        wrong = []
+def _tokens(door: Door, known: Tokenizer, items: Items) -> Iterator[Check]:
+    """Every text by itself, and in batches; then every pair."""
+    for what, batches in _ways(door, known, items):
+        wrong, count = [], 0
         for texts in batches:
-            answer = door.ask(texts)
+            answer, count = door.ask(texts), count + len(texts)
             wrong += [text for row, text in enumerate(texts) if not _same(answer, row, known.tokens(text))]
-        found = f"{wrong[0][:40]!r} has others ({len(wrong)} of {len(asked)})" if wrong else f"{len(asked)} texts"
+        found = f"{wrong[0][0][:40]!r} has others ({len(wrong)} of {count})" if wrong else f"{count} items"
         yield Check(name=f"tokens of the source: {what}", passed=not wrong, found=found, needed="every token equal")
 
 
@@ -168,18 +168,29 @@ def _same(answer: dict[str, Array], row: int, wanted: object) -> bool:
 
 
 def _answers(door: Door, known: Tokenizer, model: Model) -> Iterator[Check]:
-    """The source in float32 tokenizes and computes each text by itself."""
-    spec, asked = model.spec, known.asked()
-    name, exact = answer_of(spec), answering(spec, model.tensors)
-    wanted = np.concatenate([exact(known.prompt("text", [text], spec.token_types > 1)) for text in asked])
-    for what, batches in (("each text alone", _batches(asked, 1)), ("texts in batches", _batches(asked, door.batch))):
-        found = np.concatenate([door.ask(texts)[name].astype(np.float32) for texts in batches])
-        yield _compared(f"{name} of the source: {what}", found, wanted)
+    """The source in float32 tokenizes and computes each item by itself."""
+    spec, name, exact = model.spec, answer_of(model.spec), answering(model.spec, model.tensors)
+    for what, batches in _ways(door, known, _items(spec)):
+        wanted = [exact(known.prompt(item, spec.token_types)) for items in batches for item in items]
+        found = np.concatenate([door.ask(items)[name].astype(np.float32) for items in batches])
+        yield _compared(f"{name} of the source: {what}", found, np.concatenate(wanted))
     if isinstance(spec.head, Embedding) and spec.head.normalized:
         lengths = np.linalg.norm(found, axis=-1)
         unit = bool(np.abs(lengths - 1).max() < 1e-3)
         said = f"{found.shape[-1]} wide, of length {lengths.min():.5f} to {lengths.max():.5f}"
         yield Check(name="vectors of length 1", passed=unit, found=said, needed="of length 1, within 0.001")
+
+
+def _items(spec: ModelSpec) -> Items:
+    """What is asked, and how many texts it has: a classifier may compare two."""
+    return {"text": 1, "pair": 2} if isinstance(spec.head, Classifier) else {"text": 1}
+
+
+def _ways(door: Door, known: Tokenizer, items: Items) -> Iterator[tuple[str, list[Sequence[Item]]]]:
+    for word, texts in items.items():
+        asked = known.asked(texts)
+        yield f"each {word} alone", _batches(asked, 1)
+        yield f"{word}s in batches", _batches(asked, door.batch)
 
 
 def _compared(name: str, found: Logits, wanted: Logits) -> Check:
@@ -195,10 +206,10 @@ def _compared(name: str, found: Logits, wanted: Logits) -> Check:
     )
 
 
-def _batches(texts: Sequence[str], size: int) -> list[Sequence[str]]:
+def _batches(texts: Sequence[Item], size: int) -> list[Sequence[Item]]:
     size = size or len(texts)
     return [texts[start : start + size] for start in range(0, len(texts), size)]
 
 
-def _strings(texts: Sequence[str]) -> Array:
-    return np.array([[text.encode()] for text in texts], np.object_)
+def _strings(items: Sequence[Item]) -> Array:
+    return np.array([[text.encode() for text in item] for item in items], np.object_)

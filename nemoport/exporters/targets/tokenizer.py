@@ -1,11 +1,13 @@
 """`tokenizer`: the checkpoint's own tokenizer as a python model for Triton, the step before an encoder.
 
-model.py             the same for every checkpoint
-tokenizer.json       the checkpoint's, and what else it has of a tokenizer's files
-tokenization.json    where texts are cut, what fills up a batch
+    model.py             the same for every checkpoint
+    tokenizer.json       the checkpoint's, and what else it has of a tokenizer's files
+    tokenization.json    where texts are cut, what fills up a batch
 
-inputs     TEXT [batch, 1], strings
-outputs    input_ids, attention_mask [batch, sequence]; token_type_ids where the model knows more than one type
+    inputs     TEXT [batch, 1], strings; of a classifier [batch, texts]
+    outputs    input_ids, attention_mask [batch, sequence]; token_type_ids where the model knows more than one type
+
+A classifier may be given one text or a pair, a question and a passage.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from nemoport.artifact import Signature, Tensor, json_bytes
 from nemoport.errors import UnsupportedInput, UsageError
 from nemoport.exporters.checkpoint import Model, Output
 from nemoport.exporters.formats import tokenizer
-from nemoport.spec import LanguageModel, Plan
+from nemoport.spec import Classifier, LanguageModel, Plan
 
 TEXT = "TEXT"
 SETTINGS = "tokenization.json"
@@ -53,7 +55,7 @@ def output(model: Model, plan: Plan) -> Output:
         loads=LOADS,
         dtype="int64",
         signature=Signature(
-            inputs=(Tensor(TEXT, "string", ("batch", 1)),),
+            inputs=(Tensor(TEXT, "string", ("batch", "texts" if isinstance(model.spec.head, Classifier) else 1)),),
             outputs=tuple(Tensor(name, "int64", ("batch", "sequence")) for name in names),
         ),
     )
