@@ -301,6 +301,26 @@ def test_tensors_that_change_places_on_the_way_are_seen(wrong: tuple[str, str], 
     }
 
 
+def test_an_ensemble_that_does_not_load_is_red(repository: Path) -> None:
+    path = repository / "minilm" / config.FILE
+    path.write_text(path.read_text().replace("dims: [ 384 ]", "dims: [ 383 ]"))
+    report = validate(Request(subject=repository, model="minilm"))
+    assert [(each.name, "inconsistent shape" in each.found) for each in report.checks if not each.passed] == [
+        ("it loads", True)
+    ]
+
+
+def test_an_ensemble_waits_for_every_member(built: Path, tmp_path: Path) -> None:
+    file = tmp_path / "minilm.yaml"
+    file.write_text(built.read_text())
+    wanted = pipeline.read(file)
+    planned = pipeline.plan(wanted)
+    (planned[1].job.destination / "something").mkdir(parents=True)
+    failed = {step.model: step.said for step in pipeline.run(wanted, planned).steps if step.status == "failed"}
+    assert list(failed) == ["minilm-encoder", "minilm"]
+    assert failed["minilm"].startswith("minilm-encoder failed, and minilm is made of it")
+
+
 def test_regenerated_its_config_is_the_same(repository: Path) -> None:
     before = (repository / "minilm" / config.FILE).read_text()
     regenerate(repository, "minilm")

@@ -104,8 +104,8 @@ def _ensemble_served(subject: Subject, options: LoadOptions) -> Iterator[Door]:
         text = (subject.model / config.FILE).read_text()
         (root / name / config.FILE).write_text(config.with_versions(text, (number,), str(subject.model / config.FILE)))
         server = Server([root], options, explicit=True)
-        server.load(name)
         try:
+            server.load(name)
             with serving(server, http_max_input_size=ANY) as address, Client(address) as client:
 
                 def ask(texts: Sequence[Item]) -> dict[str, Array]:
