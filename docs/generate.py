@@ -4,13 +4,14 @@ fails when they are stale."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from nemoport import plugins
 from nemoport.check.table import TABLE
 from nemoport.exporters import methods
 from nemoport.exporters.rules import Column
+from nemoport.exporters.targets import hf
 from nemoport.validation import fidelity
 
 DOCS = Path(__file__).parent
@@ -57,11 +58,19 @@ def _families() -> Iterator[str]:
     for name, module in plugins.load_all(f"{ROOM}.families").items():
         columns = module.COLUMNS
         sources = [word for word in ("megatron", "huggingface") if word in columns]
-        targets = ["`hf`"] * ("huggingface" in columns) + ["`trtllm`"] * ("trtllm" in columns) + ["`onnx`"]
-        quantized = [f"`{target}`" for naming, target in _QUANTIZED.items() if _quantizes(columns, naming)]
-        quantized += ["`onnx`"] * (not any(methods.is_encoder(column) for column in columns.values()))
-        words = ", ".join(sources), ", ".join(targets), ", ".join(quantized) or "-"
+        targets = [*_whole(columns), *(["trtllm"] if "trtllm" in columns else []), "onnx"]
+        quantized = [target for naming, target in _QUANTIZED.items() if _quantizes(columns, naming)]
+        quantized += ["onnx"] * (not any(methods.is_encoder(column) for column in columns.values()))
+        words = ", ".join(sources), _code(targets), _code(quantized) or "-"
         yield f"`{name}` | {_first_sentence(module.__doc__ or '')} | {' | '.join(words)}"
+
+
+def _whole(columns: Mapping[str, Column]) -> Iterator[str]:
+    """The targets that are a Hugging Face directory, of those whose engine loads the family."""
+    if (column := columns.get("huggingface")) is not None:
+        yield "hf"
+        loads = () if methods.is_encoder(column) else column.loads or hf.LOADS
+        yield from (to for to, engine in methods.ENGINES.items() if any(each.startswith(engine) for each in loads))
 
 
 _QUANTIZED = {"huggingface": "hf", "trtllm": "trtllm"}
@@ -79,9 +88,9 @@ def _rules() -> Iterator[str]:
 
 def _methods() -> Iterator[str]:
     for row in methods.rows():
-        target = methods.DIALECTS[row.dialect]
-        dialect = f"`{row.dialect}`" if row.dialect != target else ""
-        found = f"`{row.method}` | `{target}` | {dialect} | {row.algorithm}"
+        targets = methods.targets(row)
+        dialect = "" if row.dialect in targets else f"`{row.dialect}`"
+        found = f"`{row.method}` | {_code(targets)} | {dialect} | {row.algorithm}"
         if row.refused:
             yield f"{found} | | | refused: {row.refused}"
         else:
@@ -95,6 +104,10 @@ def _gates() -> Iterator[str]:
         of = ", ".join(f"`{name}`" for name, encoding in encodings.items() if encoding.bits == bits)
         other = f"at most {gate.disagree:.0%}" if gate.disagree is not None else "not bounded"
         yield f"{bits} bits | {of} | KL at most {gate.kl_mean} | at most {gate.perplexity:+.0%} | {other}"
+
+
+def _code(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
 
 
 def _first_sentence(text: str) -> str:

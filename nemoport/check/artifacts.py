@@ -15,6 +15,7 @@ from nemoport.check.rules.row import Rule
 from nemoport.check.subject import Trouble
 from nemoport.errors import NemoportError
 from nemoport.exporters import contract
+from nemoport.exporters.serving import huggingface
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def digests(held: Held) -> Iterator[Problem]:
 
 def tokenizer(held: Held) -> Iterator[Problem]:
     made = held.made
-    if made is not None and made.kind == "hf" and not {file.path for file in made.files} & set(TOKENIZERS):
+    if made is not None and huggingface(held.directory, made.kind) and not _names(made) & set(TOKENIZERS):
         yield Problem(
             artifact.MANIFEST,
             "a Hugging Face directory without a tokenizer",
@@ -54,9 +55,14 @@ def tokenizer(held: Held) -> Iterator[Problem]:
 
 
 def quantized(held: Held) -> Iterator[Problem]:
-    if (held.made is None or held.made.kind == "hf") and contract.is_quantized(held.directory):
-        for each in contract.breaches(held.directory):
+    directory = huggingface(held.directory, held.made.kind if held.made is not None else "hf")
+    if directory is not None and contract.is_quantized(directory):
+        for each in contract.breaches(directory):
             yield Problem("config.json", each.found, each.needed, each.fix)
+
+
+def _names(made: Artifact) -> set[str]:
+    return {file.path.rpartition("/")[2] for file in made.files}
 
 
 RULES = (

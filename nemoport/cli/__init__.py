@@ -42,7 +42,7 @@ def inspect(path: Path, config_file: Path | None, as_json: bool) -> None:
 
 @main.command()
 @click.argument("path", type=PATH)
-@click.option("--to", required=True, metavar="TARGET", help="hf, onnx or trtllm.")
+@click.option("--to", required=True, metavar="TARGET", help="hf, vllm, llmapi, onnx or trtllm.")
 @click.option("-o", "--output", "destination", type=PATH, required=True, metavar="DIR", help="Where to write.")
 @config_option
 @click.option("--tp", "--tp_size", default=1, show_default=True, help="Ranks of tensor parallelism.")
@@ -407,6 +407,16 @@ def build(
         show.json(outcome.as_json())
     if outcome.exit_code:
         sys.exit(outcome.exit_code)
+
+
+@main.command("doctor")
+@json_option
+def doctor_(as_json: bool) -> None:
+    """Say what this machine can do, and which extra or container adds the rest."""
+    from nemoport import doctor, show
+
+    machine = doctor.look(Path.cwd())
+    show.json(doctor.as_json(machine)) if as_json else show.pairs(doctor.lines(machine))
 
 
 main.add_command(repo)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from nemoport import plugins
 from nemoport.artifact import Artifact
 from nemoport.errors import UnsupportedInput, UsageError
-from nemoport.exporters import contract, quantize, requantize, source, statistics, stream, translated
+from nemoport.exporters import contract, quantize, requantize, serving, source, statistics, stream, translated
 from nemoport.exporters.adapters import huggingface as peft
 from nemoport.exporters.checkpoint import Model, Output
 from nemoport.exporters.computed import Once
@@ -169,7 +169,8 @@ def _carrying(
 
 def breaches(job: stream.Job) -> tuple[contract.Breach, ...]:
     """What loaders would say of what a conversion has written; of plain numbers, nothing."""
-    return contract.breaches(job.destination) if job.kind == "hf" and job.model.quantized else ()
+    directory = serving.huggingface(job.destination, job.kind)
+    return contract.breaches(directory) if directory and job.model.quantized else ()
 
 
 @dataclass(frozen=True)

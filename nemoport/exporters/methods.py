@@ -13,8 +13,15 @@ from nemoport.exporters.dequantized import QUANTIZERS
 from nemoport.exporters.encoding import Encoding
 from nemoport.exporters.rules import Column, Rule
 
-DIALECTS: Mapping[str, str] = {"modelopt": "hf", "compressed-tensors": "hf", "trtllm": "trtllm", "onnx": "onnx"}
-"""Of quantized weights, and the target that writes it."""
+DIALECTS: Mapping[str, tuple[str, ...]] = {
+    "modelopt": ("hf", "vllm", "llmapi"),
+    "compressed-tensors": ("hf", "vllm", "llmapi"),
+    "trtllm": ("trtllm",),
+    "onnx": ("onnx",),
+}
+"""Of quantized weights, and the targets that write it; an engine's target takes only what that engine loads."""
+ENGINES: Mapping[str, str] = {"vllm": "vLLM", "llmapi": "TensorRT-LLM"}
+"""The targets that are for one engine, by its name in `loads`."""
 PADDED_BY_TRTLLM = ("int4_awq",)
 """Group-wise int4 layers are padded to 64 or a group on each rank, and the loader then refuses the file (layers.py of
 tensorrt_llm 0.16, WeightOnlyGroupwiseQuantLinear)."""
@@ -37,6 +44,13 @@ class Row:
     shares: tuple[tuple[str, ...], ...]
     """Linears that get one scale."""
     alignment: str
+
+
+def targets(row: Row) -> tuple[str, ...]:
+    """Those that write it; of one that is refused, those that would."""
+    known = (to for to in DIALECTS[row.dialect] if to in ENGINES)
+    lacking = {to for to in known if not any(each.startswith(ENGINES[to]) for each in row.loads)}
+    return tuple(to for to in DIALECTS[row.dialect] if to not in lacking)
 
 
 _OF_LINEARS = re.compile(r"layers\.\{i\}\.(attn|ffn)\.(?!.*(norm|router|conv|shared_gate)).*\.weight")

@@ -366,7 +366,7 @@ def _check_complete(job: Job) -> None:
 
 
 def _check_room(job: Job, partial: Path) -> None:
-    held = sum(entry.stat().st_blocks * 512 for entry in partial.iterdir())
+    held = sum(entry.stat().st_blocks * 512 for entry in partial.rglob("*"))
     if (free := shutil.disk_usage(partial).free + held) < job.bytes:
         raise MachineError(
             f"{job.destination} needs {job.bytes} bytes and its disk has {free} free; "

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from nemoport.exporters.adapters import huggingface as peft
 from nemoport.exporters.dequantized import all_dequantized
 from nemoport.exporters.dtypes import real
 from nemoport.exporters.encoding import Encoded
+from nemoport.exporters.serving import WEIGHTS
 from nemoport.exporters.targets.trtllm import attention_windows
 from nemoport.exporters.tensor import LazyTensor
 from nemoport.reference import rank_files
@@ -65,8 +67,18 @@ class Execution:
 
 @contextmanager
 def huggingface(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
-    carried = subject.files / peft.DIRECTORY
-    model = source.model(subject.files, adapter=carried if peft.recognises(carried) else None)
+    yield from _huggingface(subject.files)
+
+
+@contextmanager
+def below(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
+    """The same, of the weights that an engine is pointed at."""
+    yield from _huggingface(subject.files / WEIGHTS)
+
+
+def _huggingface(directory: Path) -> Iterator[Execution]:
+    carried = directory / peft.DIRECTORY
+    model = source.model(directory, adapter=carried if peft.recognises(carried) else None)
     yield Execution(
         by=f"the reference on {reference.device()}, from config.json and safetensors",
         holds=weights.of_model(model),
@@ -136,6 +148,8 @@ def _not_rounded(tensors: Mapping[str, LazyTensor]) -> tuple[str, ...]:
 
 EXECUTIONS: dict[str, Callable[[Subject, LoadOptions], AbstractContextManager[Execution]]] = {
     "hf": huggingface,
+    "vllm": below,
+    "llmapi": below,
     "trtllm": ranks,
     "onnx": served_graph,
 }

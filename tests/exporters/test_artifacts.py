@@ -23,7 +23,7 @@ from .fixtures import LLAMA, Fixture, every_llama
 
 every_target = pytest.mark.parametrize("target", sorted({*plugins.names(TARGETS)} - {"tokenizer"}))
 """That writes tensors."""
-PLANS: dict[str, dict[str, Any]] = {"trtllm": {"tp": 2, "pp": 2}}
+PLANS: dict[str, dict[str, Any]] = {"trtllm": {"tp": 2, "pp": 2}, "vllm": {"tp": 2}, "llmapi": {"tp": 2, "pp": 2}}
 
 
 @every_target
@@ -88,7 +88,7 @@ def test_every_byte_is_under_a_digest(fixture: Fixture, target: str, once: Once)
     """Of the whole file in the manifest, or of its pieces in the ledger, with zeros between."""
     directory = once(fixture, target, **PLANS.get(target, {}))
     manifest = json.loads((directory / MANIFEST).read_bytes())
-    files = {path.name: path.read_bytes() for path in directory.iterdir() if path.name not in (MANIFEST, ORIGIN)}
+    files = contents(directory, MANIFEST)
     assert {row["path"]: row["size"] for row in manifest["files"]} == {name: len(files[name]) for name in files}
     assert manifest["kind"] == target
     for row in manifest["files"]:
@@ -153,11 +153,11 @@ def _tensors(directory: Path) -> Any:
 
     codes = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     names = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
-    for path in directory.glob("*.safetensors"):
+    for path in directory.rglob("*.safetensors"):
         with safe_open(path, "np") as file:
             for name in file.keys():  # noqa: SIM118
                 view = file.get_slice(name)
-                yield (path.name, name), (codes[view.get_dtype()], tuple(view.get_shape()))
+                yield (path.relative_to(directory).as_posix(), name), (codes[view.get_dtype()], tuple(view.get_shape()))
     for path in directory.glob("*.onnx"):
         for tensor in onnx.load(path, load_external_data=False).graph.initializer:
             if where := {entry.key: entry.value for entry in tensor.external_data}:

@@ -408,7 +408,7 @@ def refused(path: Path, at: Path, *more: object, code: int, to: str = "hf") -> s
 
 def test_what_the_table_refuses_is_refused_with_its_reason(tmp_path: Path) -> None:
     for row in rows():
-        to = DIALECTS[row.dialect]
+        to = DIALECTS[row.dialect][0]
         if row.refused:
             assert row.refused in refused(JUDGE, tmp_path, "--quantize", row.method, to=to, code=3)
         elif row.needs and row.method != "nvfp4":

@@ -30,7 +30,7 @@ from .mutants import Change, Opened, mutate
 from .wide import widened
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
-METHODS = {(row.method, DIALECTS[row.dialect]) for row in rows() if row.loads}
+METHODS = {(row.method, DIALECTS[row.dialect][0]) for row in rows() if row.loads}
 GROUPED = ("int4", "int4_awq")
 """Their groups of 128 do not divide the demo, so the wider one is quantized."""
 EVERYTHING = ("amax", "mean", "losses", "keys", "values")

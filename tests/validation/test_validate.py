@@ -36,6 +36,8 @@ PLANS = {
     "hf bfloat16": ("hf", Plan(dtype="bfloat16")),
     "trtllm tp 2": ("trtllm", Plan(tp=2)),
     "trtllm tp 4 pp 2 bfloat16": ("trtllm", Plan(tp=4, pp=2, dtype="bfloat16")),
+    "vllm": ("vllm", Plan(dtype="bfloat16")),
+    "llmapi": ("llmapi", Plan()),
     "onnx": ("onnx", Plan()),
     "onnx float16": ("onnx", Plan(dtype="float16")),
 }

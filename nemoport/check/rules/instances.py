@@ -14,8 +14,9 @@ from nemoport.check.rules.files import served
 from nemoport.check.rules.row import Rule
 from nemoport.check.subject import Subject
 
-_ONE_DEVICE_EACH = ("vllm", "python")
-"""Backends whose instance of KIND_GPU has one device; tensorrtllm starts ranks of its own."""
+_SPANS = {"vllm": ("KIND_MODEL",), "python": ("KIND_MODEL", "KIND_CPU")}
+"""Backends whose instance of KIND_GPU has one device, and the kinds with which a model spans several; the process of a
+python model needs none where it starts ranks of its own. tensorrtllm always starts them."""
 _ONLY_ON_GPU = ("tensorrt", "tensorrtllm")
 
 
@@ -42,11 +43,11 @@ def profiles(subject: Subject) -> Iterator[Problem]:
 
 def several_devices(subject: Subject) -> Iterator[Problem]:
     config = subject.model.config
-    if config is None or config.backend not in _ONE_DEVICE_EACH:
+    if config is None or config.backend not in _SPANS:
         return
     for version in served(subject):
         for at, group in _groups(subject):
-            if version.ranks and version.ranks > 1 and _kind(group) != "KIND_MODEL":
+            if version.ranks and version.ranks > 1 and _kind(group) not in _SPANS[config.backend]:
                 yield Problem(
                     (*at, "kind") if group.kind else at,
                     f"{_kind(group)}, and {version.ranks_from} spans {version.ranks} devices",

@@ -10,7 +10,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from nemoport.errors import DamagedInput, UnsupportedInput
+from nemoport.errors import DamagedInput, MachineError, UnsupportedInput
 from nemoport.runner.config_rules import check_tensors
 from nemoport.runner.devices import visible_gpus
 from nemoport.runner.directory import version_number
@@ -46,6 +46,8 @@ def load(version_directory: Path, config: ModelConfig, placement: Placement, *, 
         objects = [_instance(model, version_directory, config, placement, at) for at in range(placement.count)]
     except DamagedInput:
         raise
+    except ModuleNotFoundError as error:
+        raise MachineError(told(error)) from error
     except Exception as error:  # whatever a model raises
         raise DamagedInput(told(error)) from error
     return PythonSession(objects, config, version_number(version_directory.name))

@@ -1,0 +1,171 @@
+"""What this machine can do, and which extra or container adds the rest. Packages are looked for, and none imported."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nemoport.runner.devices import visible_gpus
+
+_EXTRA = "pip install 'nemoport[{}]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    distributions: tuple[str, ...]
+    """The names under which it may be installed."""
+    added_by: str
+
+
+PACKAGES = {
+    "onnxruntime": Package(
+        distributions=("onnxruntime-gpu", "onnxruntime"), added_by="install nemoport with its dependencies"
+    ),
+    "tritonclient": Package(distributions=("tritonclient",), added_by="install nemoport with its dependencies"),
+    "torch": Package(distributions=("torch",), added_by=_EXTRA.format("torch")),
+    "tokenizers": Package(distributions=("tokenizers",), added_by=_EXTRA.format("text")),
+    "numcodecs": Package(distributions=("numcodecs",), added_by=_EXTRA.format("zarr")),
+    "matplotlib": Package(distributions=("matplotlib",), added_by=_EXTRA.format("report")),
+    "fsspec": Package(distributions=("fsspec",), added_by=_EXTRA.format("remote")),
+    "cryptography": Package(distributions=("cryptography",), added_by=_EXTRA.format("sign")),
+    "tensorrt": Package(
+        distributions=("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), added_by=_EXTRA.format("tensorrt")
+    ),
+    "tensorrt_llm": Package(
+        distributions=("tensorrt-llm", "tensorrt_llm"),
+        added_by="run it in a container tritonserver:YY.MM-trtllm-python-py3",
+    ),
+    "vllm": Package(distributions=("vllm",), added_by="run it in a container tritonserver:YY.MM-vllm-python-py3"),
+}
+"""By the name that is imported."""
+PROVIDERS = {
+    "CUDAExecutionProvider": "libonnxruntime_providers_cuda.so",
+    "TensorrtExecutionProvider": "libonnxruntime_providers_tensorrt.so",
+}
+"""Of ONNX Runtime: each that is a library beside it. CPUExecutionProvider is in the package itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ability:
+    what: str
+    needs: tuple[str, ...] = ()
+    """Packages."""
+    gpu: bool = False
+
+
+ABILITIES = (
+    Ability(what="inspect"),
+    Ability(what="convert --to hf"),
+    Ability(what="convert --to trtllm"),
+    Ability(what="convert --to onnx"),
+    Ability(what="convert --to vllm"),
+    Ability(what="convert --to llmapi"),
+    Ability(what="convert from compressed zarr", needs=("numcodecs",)),
+    Ability(what="convert --quantize --calib", needs=("torch", "tokenizers")),
+    Ability(what="validate", needs=("torch",)),
+    Ability(what="validate --report with plots", needs=("matplotlib",)),
+    Ability(what="publish"),
+    Ability(what="check"),
+    Ability(what="build", needs=("torch",)),
+    Ability(what="repo"),
+    Ability(what="repo push, pull, verify", needs=("fsspec",)),
+    Ability(what="repo sign", needs=("cryptography",)),
+    Ability(what="serve onnx", needs=("onnxruntime",)),
+    Ability(what="serve text from onnx", needs=("onnxruntime", "tokenizers")),
+    Ability(what="serve hf, trtllm and vllm on the reference", needs=("torch", "tokenizers")),
+    Ability(what="serve torchscript", needs=("torch",)),
+    Ability(what="serve llmapi", needs=("tensorrt_llm",), gpu=True),
+    Ability(what="vllm serve of a vllm artifact", needs=("vllm",), gpu=True),
+    Ability(what="doctor"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    python: str
+    packages: Mapping[str, str | None]
+    """Versions; None for what is not installed."""
+    providers: tuple[str, ...]
+    gpus: int
+    disk_free: int
+    """Bytes, where the command was given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    what: str
+    ok: bool
+    missing: tuple[str, ...]
+    way_out: tuple[str, ...]
+
+
+def look(place: Path) -> Machine:
+    return Machine(
+        python=platform.python_version(),
+        packages={name: _version(name, package) for name, package in PACKAGES.items()},
+        providers=tuple(_providers()),
+        gpus=len(visible_gpus()),
+        disk_free=shutil.disk_usage(place).free,
+    )
+
+
+def judge(machine: Machine) -> tuple[Verdict, ...]:
+    return tuple(_verdict(ability, machine) for ability in ABILITIES)
+
+
+def as_json(machine: Machine) -> dict[str, Any]:
+    return {"machine": asdict(machine), "abilities": [asdict(verdict) for verdict in judge(machine)]}
+
+
+def lines(machine: Machine) -> Iterator[tuple[str, str]]:
+    """The same for people."""
+    yield "python", machine.python
+    for name, version in machine.packages.items():
+        yield name, version or "-"
+    yield "providers", ", ".join(machine.providers) or "-"
+    yield "GPUs", str(machine.gpus or "-")
+    yield "disk free", f"{machine.disk_free / 2**30:.1f} GiB"
+    yield "", ""
+    for verdict in judge(machine):
+        needs = f"needs {', '.join(verdict.missing)}: {'; '.join(verdict.way_out)}"
+        yield verdict.what, "ok" if verdict.ok else needs
+
+
+def _verdict(ability: Ability, machine: Machine) -> Verdict:
+    lacking = [name for name in ability.needs if machine.packages[name] is None]
+    no_gpu = ability.gpu and not machine.gpus
+    return Verdict(
+        what=ability.what,
+        ok=not lacking and not no_gpu,
+        missing=(*lacking, *(["a GPU"] if no_gpu else [])),
+        way_out=(
+            *dict.fromkeys(PACKAGES[name].added_by for name in lacking),
+            *(["use a machine with an NVIDIA GPU"] if no_gpu else []),
+        ),
+    )
+
+
+def _version(name: str, package: Package) -> str | None:
+    if find_spec(name) is None:
+        return None
+    for distribution in package.distributions:
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return "of unknown version"
+
+
+def _providers() -> Iterator[str]:
+    found = find_spec("onnxruntime")
+    if found is None or found.origin is None:
+        return
+    libraries = Path(found.origin).parent / "capi"
+    yield from (name for name, library in PROVIDERS.items() if (libraries / library).is_file())
+    yield "CPUExecutionProvider"
