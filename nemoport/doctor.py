@@ -66,6 +66,7 @@ ABILITIES = (
     Ability(what="convert --to onnx"),
     Ability(what="convert --to vllm"),
     Ability(what="convert --to llmapi"),
+    Ability(what="convert --to tokenizer"),
     Ability(what="convert from compressed zarr", needs=("numcodecs",)),
     Ability(what="convert --quantize --calib", needs=("torch", "tokenizers")),
     Ability(what="validate", needs=("torch",)),
