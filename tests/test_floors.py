@@ -100,7 +100,7 @@ def test_the_walk_of_imports_sees_what_is_there() -> None:
     assert "exporters.tensor" in inner("exporters.layouts", MODULES["exporters.layouts"])
     assert "blake3" in outer("artifact", MODULES["artifact"])
     assert "numpy" in outer("exporters.tensor", MODULES["exporters.tensor"])
-    assert "exporters.convert" in inner("cli", MODULES["cli"])
+    assert "exporters.convert" in inner("cli.convert", MODULES["cli.convert"])
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["convert", "--help"], ["inspect", "--help"]])

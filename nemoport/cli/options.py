@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from nemoport.errors import NemoportError
+from nemoport.errors import NemoportError, UsageError
 
 
 class Verbs(click.Group):
@@ -64,6 +65,17 @@ keys_option = click.option(
 
 def numbers(versions: tuple[int, ...]) -> str:
     return ", ".join(str(version) for version in versions) or "none"
+
+
+def config(path: Path | None) -> Mapping[str, Any] | None:
+    """What --config says."""
+    if path is None:
+        return None
+    from nemoport.exporters.formats.structured import mapping
+
+    if not path.is_file():
+        raise UsageError(f"--config {path} is no file")
+    return mapping(path)
 
 
 def _fail(message: str, code: int) -> NoReturn:
