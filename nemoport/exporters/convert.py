@@ -16,6 +16,7 @@ from nemoport.exporters import contract, quantize, requantize, serving, source, 
 from nemoport.exporters.adapters import huggingface as peft
 from nemoport.exporters.checkpoint import Model, Output
 from nemoport.exporters.computed import Once
+from nemoport.exporters.job import Job
 from nemoport.exporters.statistics import Statistics
 from nemoport.spec import DTYPES, LanguageModel, Plan, parameter_count
 
@@ -46,7 +47,7 @@ def plan(
     adapter_mode: AdapterMode = "merge",
     calibration: Calibration | None = None,
     max_memory: int = stream.DEFAULT_MEMORY,
-) -> stream.Job:
+) -> Job:
     """Everything that the conversion will do, checked; no tensor has been read and nothing written."""
     if plan.recipe and calibration:
         plan = replace(plan, recipe=replace(plan.recipe, calibration=calibration.digest))
@@ -80,7 +81,7 @@ def plan(
         output = target.output(model, plan)
         if seen:
             output = replace(output, late={statistics.FILE: partial(_as_file, seen)})
-    job = stream.Job(
+    job = Job(
         kind=to,
         model=model,
         plan=plan,
@@ -167,7 +168,7 @@ def _carrying(
     return peft.carried(base, target.output(base, plan), bound, names)
 
 
-def breaches(job: stream.Job) -> tuple[contract.Breach, ...]:
+def breaches(job: Job) -> tuple[contract.Breach, ...]:
     """What loaders would say of what a conversion has written; of plain numbers, nothing."""
     directory = serving.huggingface(job.destination, job.kind)
     return contract.breaches(directory) if directory and job.model.quantized else ()
@@ -181,7 +182,7 @@ class Row:
     value: str
 
 
-def summary(job: stream.Job) -> tuple[Row, ...]:
+def summary(job: Job) -> tuple[Row, ...]:
     checkpoint, spec = job.model.checkpoint, job.model.spec
     layout = ", ".join(f"{key} {value}" for key, value in checkpoint.trained.items()) or "not recorded"
     slots = sum(len(file.slots) for file in job.output.files)
@@ -204,14 +205,14 @@ def _layout(plan: Plan) -> str:
     return f"tp {plan.tp}, pp {plan.pp}{experts}"
 
 
-def _adapter_row(job: stream.Job) -> tuple[Row, ...]:
+def _adapter_row(job: Job) -> tuple[Row, ...]:
     if (found := job.model.adapter) is None:
         return ()
     words = f"{job.adapter} (written by {found['writer']}; {'; '.join(found['scaling'])}), {found['mode']}"
     return (Row("adapter", words),)
 
 
-def _quantized_row(job: stream.Job) -> tuple[Row, ...]:
+def _quantized_row(job: Job) -> tuple[Row, ...]:
     if found := job.model.undone:
         return (Row("was quantized", f"{found.get('algorithm')} by {found['producer']}, and is undone"),)
     if (kept := job.model.quantized) is None or job.plan.recipe:
@@ -219,7 +220,7 @@ def _quantized_row(job: stream.Job) -> tuple[Row, ...]:
     return (Row("quantized", f"{kept.said.get('algorithm')} by {kept.said['producer']}, kept as it is"),)
 
 
-def _recipe_row(job: stream.Job) -> tuple[Row, ...]:
+def _recipe_row(job: Job) -> tuple[Row, ...]:
     if (recipe := job.plan.recipe) is None or (made := job.model.quantized) is None:
         return ()
     seen = f", calibrated ({recipe.calibration[:12]})" if recipe.calibration else ""
@@ -227,7 +228,7 @@ def _recipe_row(job: stream.Job) -> tuple[Row, ...]:
     return (Row("quantizes", f"{made.encoding.method} ({made.said['algorithm']}){cache}{seen}"),)
 
 
-def as_json(job: stream.Job, artifact: Artifact | None) -> dict[str, Any]:
+def as_json(job: Job, artifact: Artifact | None) -> dict[str, Any]:
     """The plan, and what came of it, for `--json`."""
     checkpoint, spec = job.model.checkpoint, job.model.spec
     return {

@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from threading import Lock, local
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from nemoport import __version__
 from nemoport.artifact import (
     LEDGER,
     MANIFEST,
@@ -42,10 +41,11 @@ from nemoport.artifact import (
     write_manifest,
 )
 from nemoport.errors import InputError, MachineError, UsageError
-from nemoport.exporters.checkpoint import Model, Output, Slot, TensorFile
+from nemoport.exporters import ledger
+from nemoport.exporters.checkpoint import Slot, TensorFile
 from nemoport.exporters.dtypes import words
+from nemoport.exporters.job import Job, fingerprint
 from nemoport.exporters.tensor import LazyTensor, cut, nbytes
-from nemoport.spec import Plan, to_json
 
 BLOCK = 4 * 2**20
 """Bytes moved at once: small enough to stay in cache between copy, hash and write."""
@@ -58,30 +58,6 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 Progress = Callable[[int], None]
 """Called with the number of bytes just finished, from any thread."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One conversion, fully planned."""
-
-    kind: str
-    model: Model
-    plan: Plan
-    output: Output
-    destination: Path
-    config: Mapping[str, Any] | None = None
-    """What the user gave with --config; told to `origin.json`."""
-    adapter: Path | None = None
-    """Where the adapter lies that was merged or is carried; told to `origin.json` too."""
-    calibration: Mapping[str, Any] | None = None
-    """What it was calibrated on and how much of it; told to `origin.json`, so that the rest can judge."""
-    workers: int = 1
-    prepare: Callable[[], object] = lambda: None
-    """What needs the whole model and comes before: calibration."""
-
-    @property
-    def bytes(self) -> int:
-        return sum(nbytes(slot.tensor) for file in self.output.files for slot in file.slots)
 
 
 def workers_within(max_memory: int) -> int:
@@ -262,7 +238,7 @@ def _write_all(handle: int, content: memoryview, offset: int) -> None:
 
 def _finish(job: Job, partial: Path, digests: Mapping[tuple[str, str], str], fingerprint: str) -> Artifact:
     """Ledger, small files, manifest, and the rename that makes it all true."""
-    (partial / LEDGER).write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in _ledger(job, digests)))
+    (partial / LEDGER).write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in ledger.rows(job, digests)))
     sidecars = {**job.output.sidecars, **{name: made() for name, made in job.output.late.items()}}
     for name, content in sidecars.items():
         (partial / name).parent.mkdir(exist_ok=True)
@@ -280,78 +256,15 @@ def _finish(job: Job, partial: Path, digests: Mapping[tuple[str, str], str], fin
         with (partial / name).open("rb") as stream:
             os.fsync(stream.fileno())
     plain = tuple(describe(partial / name, partial) for name in (*sidecars, LEDGER))
-    artifact = _artifact(job, tensor_files + plain)
+    artifact = ledger.artifact(job, tensor_files + plain)
     write_manifest(partial, artifact)
-    sync_directory(partial)
+    for directory in (*(entry for entry in partial.rglob("*") if entry.is_dir()), partial):
+        sync_directory(directory)
     os.rename(partial, job.destination)
     # Only now: the lock on the journal is what keeps another process out of the directory.
     (job.destination / ".journal").unlink()
     sync_directory(job.destination.parent)
     return artifact
-
-
-def _artifact(job: Job, files: tuple[File, ...]) -> Artifact:
-    checkpoint = job.model.checkpoint
-    return Artifact(
-        kind=job.kind,
-        spec=job.model.spec,
-        plan=job.plan,
-        dtype=job.output.dtype,
-        files=files,
-        loads=job.output.loads,
-        signature=job.output.signature,
-        source={
-            "format": checkpoint.format,
-            "writer": checkpoint.writer,
-            "tensors": len(checkpoint.tensors),
-            "skipped": len(checkpoint.skipped),
-            "trained": dict(checkpoint.trained),
-            **({"adapter": job.model.adapter} if job.model.adapter else {}),
-            **_source_quantization(job),
-        },
-    )
-
-
-def _source_quantization(job: Job) -> dict[str, Any]:
-    """What the source said of a quantization of its own, kept or undone."""
-    if job.model.undone:
-        return {"quantization": {**job.model.undone, "undone": True}}
-    if job.model.quantized and job.plan.recipe is None:
-        return {"quantization": job.model.quantized.said}
-    return {}
-
-
-def _ledger(job: Job, digests: Mapping[tuple[str, str], str]) -> Iterator[dict[str, Any]]:
-    """One row for each source tensor, each skipped thing, each header and tensor written."""
-    sources = job.model.sources if job.output.files else {}
-    checkpoint, used = job.model.checkpoint, {name for names in sources.values() for name in names}
-    for name, tensor in checkpoint.tensors.items():
-        if name in used:
-            yield {"source": name, "dtype": tensor.dtype, "shape": tensor.shape, "fate": "used"}
-    for name, rule in checkpoint.skipped.items():
-        yield {"source": name, "fate": "skipped", "rule": rule}
-    for file in job.output.files:
-        if file.header:
-            yield {"file": file.path, "offset": 0, "bytes": len(file.header), "blake3": _hash(file.header)}
-        for slot, offset in zip(file.slots, file.offsets, strict=True):
-            yield {
-                "target": slot.name,
-                "file": file.path,
-                "dtype": slot.tensor.dtype,
-                "shape": slot.tensor.shape,
-                "offset": offset,
-                "bytes": nbytes(slot.tensor),
-                "blake3": digests[file.path, slot.name],
-                "parts": slot.parts,
-                "sources": sorted({name for part in slot.parts for name in job.model.sources[part]}),
-                "transform": _transform(job.model, slot),
-            }
-
-
-def _transform(model: Model, slot: Slot) -> str:
-    """What was done to its parts before the target had them, and then by the target."""
-    before = dict.fromkeys(model.transforms[part] for part in slot.parts if part in model.transforms)
-    return ", ".join([*before, *([slot.transform] if slot.transform else [])])
 
 
 def _check_complete(job: Job) -> None:
@@ -372,39 +285,6 @@ def _check_room(job: Job, partial: Path) -> None:
             f"{job.destination} needs {job.bytes} bytes and its disk has {free} free; "
             "free some, or write to another disk"
         )
-
-
-def fingerprint(job: Job) -> str:
-    """What makes two runs the same job: this version, the plan, the layout of every output, and the source's files."""
-    sources = [job.model.checkpoint.path, *([job.adapter] if job.adapter else [])]
-    facts = {
-        "version": __version__,
-        "kind": job.kind,
-        "plan": to_json(job.plan),
-        "files": [
-            [
-                file.path,
-                _hash(file.header),
-                [[slot.name, slot.parts, _transform(job.model, slot)] for slot in file.slots],
-            ]
-            for file in job.output.files
-        ],
-        "sidecars": {name: _hash(content) for name, content in job.output.sidecars.items()},
-        "source": [str(source.resolve()) for source in sources],
-        "stored": [stamp for source in sources for stamp in _stamps(source)],
-    }
-    return _hash(json.dumps(facts, sort_keys=True).encode())
-
-
-def _hash(content: bytes) -> str:
-    return blake3(content).hexdigest()
-
-
-def _stamps(source: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of every file of a checkpoint."""
-    stored = sorted(source.rglob("*")) if source.is_dir() else [source]
-    files = [(str(path.relative_to(source)), path.stat()) for path in stored if path.is_file()]
-    return [(name, status.st_size, status.st_mtime_ns) for name, status in files]
 
 
 def _finished_before(job: Job, fingerprint: str) -> Artifact:

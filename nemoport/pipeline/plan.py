@@ -17,6 +17,7 @@ from nemoport import artifact
 from nemoport.errors import MachineError
 from nemoport.exporters import convert, stream
 from nemoport.exporters.formats.structured import mapping
+from nemoport.exporters.job import Job, fingerprint
 from nemoport.pipeline.recipe import Pipeline, Wanted
 from nemoport.repository.ensemble import Member, signed, wired
 from nemoport.repository.kinds import KINDS
@@ -29,7 +30,7 @@ class Planned:
     """One model: its conversion, and what comes after it."""
 
     wanted: Wanted
-    job: stream.Job
+    job: Job
     converted: bool
     """Its artifact lies in the cache already."""
 
@@ -101,7 +102,7 @@ def _planned(pipeline: Pipeline, wanted: Wanted, max_memory: int) -> Planned:
         calibration=_calibration(wanted),
         max_memory=max_memory,
     )
-    key = stream.fingerprint(job)
+    key = fingerprint(job)
     job = replace(job, destination=pipeline.cache / f"{wanted.name}-{key[:16]}")
     return Planned(wanted=wanted, job=job, converted=(job.destination / artifact.MANIFEST).is_file())
 

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from nemoport.artifact import Artifact
 from nemoport.cli import main
 from nemoport.exporters import convert, stream
+from nemoport.exporters.job import Job
 from nemoport.spec import Plan
 
 from .fixtures import Fixture
@@ -36,7 +37,7 @@ def converted(
 
 def planned(
     source: Fixture | Path, to: str, destination: Path, *, config: Mapping[str, Any] | None = None, **plan: Any
-) -> stream.Job:
+) -> Job:
     path = source
     if isinstance(source, Fixture):
         path, config = source.path, source.config

@@ -24,6 +24,7 @@ from nemoport.errors import DamagedInput
 from nemoport.exporters import convert, stream
 from nemoport.exporters.dequantized import all_dequantized, dequantized
 from nemoport.exporters.encoding import Encoded
+from nemoport.exporters.job import Job
 from nemoport.exporters.methods import rows
 from nemoport.exporters.targets.onnx.packed import Blocked, Flipped, Repeated, along_inputs, along_rows
 from nemoport.exporters.tensor import Held, LazyTensor, read
@@ -82,7 +83,7 @@ def normal(spec: ModelSpec) -> dict[str, LazyTensor]:
     return found
 
 
-def job(spec: ModelSpec, at: Path, method: str, profile: Any, group: int | None = None) -> stream.Job:
+def job(spec: ModelSpec, at: Path, method: str, profile: Any, group: int | None = None) -> Job:
     path = at / "model"
     if not path.exists():
         made.save_huggingface(path, spec, normal(spec))
@@ -93,7 +94,7 @@ def job(spec: ModelSpec, at: Path, method: str, profile: Any, group: int | None 
     return convert.plan(path, "onnx", at / f"{method}-{profile}", plan=plan, calibration=found)
 
 
-def written(job: stream.Job) -> Path:
+def written(job: Job) -> Path:
     stream.run(replace(job, workers=2))
     return job.destination / "model.onnx"
 
@@ -180,7 +181,7 @@ def test_a_changed_number_or_scale_is_seen(method: str, profile: str, tmp_path: 
         data.write_bytes(content)
 
 
-def differences(planned: stream.Job, path: Path) -> tuple[str, ...]:
+def differences(planned: Job, path: Path) -> tuple[str, ...]:
     try:
         return weights.differences(planned.model, weights.of_graph(path, WIDE))
     except DamagedInput as error:  # a row whose blocks have different scales is no row of int8
