@@ -46,6 +46,7 @@ CONFIGS = {
     "pin": ensemble(step("A B", "S D", version="model_version: 1"), SECOND),
     "batch0": ensemble(FIRST, SECOND, rest="", tensors=TENSORS.replace("dims: 16", "dims: [ -1, 16 ]")),
     "fails": ensemble(FAILS, tensors=ONE, rest=""),
+    "whole": ensemble(step("A B", "S D", "whole_add_sub"), SECOND),
     "nested": ensemble(step("A B", "SUM D", "good").replace("INPUT0", "A").replace("INPUT1", "B"))
     .replace('"OUTPUT0"', '"SUM"')
     .replace('"OUTPUT1"', '"D"'),
@@ -67,6 +68,7 @@ CONFIGS = {
     "bad-output": ensemble(FIRST.replace("OUTPUT1", "OUTPUT9"), SECOND),
     "unmapped": ensemble(step("A -", "S D"), SECOND),
     "nameless": ensemble(step("A B", "S D", ""), SECOND),
+    "whole-dims": ensemble(step("A B", "SUM D", "one_add_sub")),
     "mapless": ensemble('step { model_name: "add_sub" }'),
     "self": ensemble(step("A B", "SUM D", "self")),
 }
@@ -74,14 +76,16 @@ LOG_ONLY = 500
 """The status of a load whose reason a real server keeps to its log, and this one tells."""
 
 
-def a_and_b() -> list[dict[str, Any]]:
-    return [{"name": n, "datatype": "INT32", "shape": [1, 16], "data": [v] * 16} for n, v in (("A", 5), ("B", 2))]
+def a_and_b(rows: int = 1) -> list[dict[str, Any]]:
+    shape = {"datatype": "INT32", "shape": [rows, 16]}
+    return [{"name": name, **shape, "data": [value] * 16 * rows} for name, value in (("A", 5), ("B", 2))]
 
 
 CALLS = [
-    *(infer(model, *a_and_b()) for model in ("good", "turned", "pin", "batch0", "nested")),
+    *(infer(model, *a_and_b()) for model in ("good", "turned", "pin", "batch0", "whole", "whole-dims", "nested")),
     infer("good", *a_and_b(), id="e", outputs=[{"name": "D"}]),
     infer("good", a_and_b()[0]),
+    *(infer(model, *a_and_b(rows=2)) for model in ("good", "whole", "whole-dims")),
     *(infer("fails", X | {"name": "A", "data": [code]}) for code in (0, 3, 4)),
     ("/v2/models/good", None),
     ("/v2/models/good/config", None),
@@ -106,11 +110,14 @@ def answers(address: str) -> list[Any]:
 
 def test_the_same_wirings_are_loaded_refused_and_answered(tmp_path: Path) -> None:
     write_python(tmp_path, "add_sub", ADD_SUB)
+    for name, dims in (("whole_add_sub", "[-1, 16]"), ("one_add_sub", "[16]")):
+        unbatched = ADD_SUB.replace("[16]", dims).replace("set_max_batch_size(8)", "set_max_batch_size(0)")
+        write_python(tmp_path, name, unbatched)
     write_python(tmp_path, "failing", FAILING, X_CONFIG)
     for name, config in CONFIGS.items():
         (tmp_path / name / "1").mkdir(parents=True)
         (tmp_path / name / "config.pbtxt").write_text(config)
-    good = ["good", "turned", "pin", "batch0", "fails", "nested"]
+    good = ["good", "turned", "pin", "batch0", "fails", "whole", "nested", "whole-dims"]
     with tritonserver(tmp_path, load=[], exit_on_error=False) as real:
         theirs = loads(real.http.removeprefix("http://"))
         log = real.log.read_text()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 from typing import Any
 
 from nemoport.runner.datatypes import BY_NUMPY
-from nemoport.runner.ensembles.wiring import needed_steps, version_of
+from nemoport.runner.ensembles.wiring import may_be_equal, needed_steps, version_of
 from nemoport.runner.jobs import Job, Outcome, Reply
 from nemoport.runner.model_config import ModelConfig
 from nemoport.runner.refusal import Code, Refusal
@@ -19,6 +20,23 @@ from nemoport.runner.tensors import Array
 
 Find = Callable[[str, int | None], Any]
 """The model of that name and version, now."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    array: Array
+    rows: int
+    """Of its batch; 0 where the model that made it does not batch."""
+
+    def turned(self, dims: Sequence[int], batches: bool) -> Array:
+        """For a model of these dims. Between one that batches and one that does not, a batch of one comes or goes,
+        unless the shape fits as it is (Triton's core, `EnsembleContext::ReshapeTensorDims`)."""
+        fits = may_be_equal(tuple(dims), self.array.shape)
+        if batches and not self.rows and fits:
+            return self.array[None]
+        if not batches and self.rows == 1 and not fits:
+            return self.array.reshape(self.array.shape[1:])
+        return self.array
 
 
 class Ensemble:
@@ -44,11 +62,13 @@ class _Flow:
     def __init__(self, ensemble: Ensemble, job: Job) -> None:
         self._ensemble, self._job = ensemble, job
         self._lock, self._ended = Lock(), False
-        self._tensors: dict[str, Array] = dict(job.feeds)
+        self._batches = ensemble.config.max_batch_size > 0
+        rows = job.items if self._batches else 0
+        self._tensors = {name: _Tensor(array, rows) for name, array in job.feeds.items()}
         self._steps = needed_steps(ensemble.config, job.wanted)
         self._under_way = 0
 
-    def advance(self, made: dict[str, Array]) -> None:
+    def advance(self, made: dict[str, _Tensor]) -> None:
         """Take what a step made, and ask every step that can be asked now."""
         with self._lock:
             self._tensors.update(made)
@@ -57,22 +77,30 @@ class _Flow:
             self._under_way += len(ready)
             finished = not self._under_way
         if finished:
-            self._end({name: self._tensors[name] for name in self._job.wanted})
+            dims = {output.name: output.reshape.shape or output.dims for output in self._ensemble.config.output}
+            self._end({name: self._tensors[name].turned(dims[name], self._batches) for name in self._job.wanted})
         for step in ready:
             self._ask(step)
 
     def _ask(self, step: Any) -> None:
-        inputs = tuple(_input(name, self._tensors[tensor]) for name, tensor in sorted(step.input_map.items()))
         asked = self._job.request
-        request = InferRequest(inputs, tuple(sorted(step.output_map)), asked.id, asked.parameters)
         try:
             if self._job.cancelled:
                 raise Refusal(f"{asked.label}request is cancelled", Code.CANCELLED)
-            self._ensemble.find(step.model_name, version_of(step)).submit(request, partial(self._answered, step))
+            member = self._ensemble.find(step.model_name, version_of(step))
+            batches = member.contract.max_batch_size > 0
+            inputs = tuple(
+                _input(name, self._tensors[tensor].turned(member.contract.inputs[name].dims, batches))
+                for name, tensor in sorted(step.input_map.items())
+                if name in member.contract.inputs  # it may have been reloaded, and refuses what is not there
+            )
+            rows = next((each.shape[0] for each in inputs if batches and each.shape), 0)
+            request = InferRequest(inputs, tuple(sorted(step.output_map)), asked.id, asked.parameters)
+            member.submit(request, partial(self._answered, step, rows))
         except Refusal as refusal:
             self._fail(refusal)
 
-    def _answered(self, step: Any, response: Response) -> None:
+    def _answered(self, step: Any, rows: int, response: Response) -> None:
         try:
             arrays = response.value().arrays()
             missing = sorted(set(step.output_map) - set(arrays))
@@ -83,7 +111,7 @@ class _Flow:
             return
         with self._lock:
             self._under_way -= 1
-        self.advance({tensor: arrays[name] for name, tensor in step.output_map.items()})
+        self.advance({tensor: _Tensor(arrays[name], rows) for name, tensor in step.output_map.items()})
 
     def _fail(self, refusal: Refusal) -> None:
         self._end(Refusal(f"in ensemble '{self._ensemble.config.name}', {refusal}", refusal.code))

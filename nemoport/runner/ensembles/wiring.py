@@ -91,7 +91,7 @@ def check_members(config: ModelConfig, contract: Contract, find: Callable[[str, 
                 f"ensemble '{name}' contains the decoupled model '{member.name}', which this runner's ensembles lack"
             )
         limit = member.contract.max_batch_size
-        if config.max_batch_size > limit:
+        if 0 < limit < config.max_batch_size:  # a member without batching fits where the whole shapes agree
             raise BadEnsemble(
                 f"ensemble {name} allows maximum batch size {config.max_batch_size}, but it contains model "
                 f"{member.name} which only allows maximum batch size to be {limit}"
@@ -129,18 +129,23 @@ _Seen = tuple[str, tuple[int, ...], TensorContract]
 
 
 def _check_same(ensemble: str, tensor: str, one: _Seen, other: _Seen) -> None:
+    """Shapes agree with their batch axis, or without it: a real one leaves the rest to the requests."""
     for what, mine, its in (
         ("data type", one[2].datatype.config, other[2].datatype.config),
         ("shape", show(one[1]), show(other[1])),
     ):
-        if mine != its and not (what == "shape" and _may_be_equal(one[1], other[1])):
+        if mine != its and not (what == "shape" and _agree(one, other)):
             raise BadEnsemble(
                 f"in ensemble {ensemble}, ensemble tensor {tensor}: inconsistent {what}: {mine} is inferred from model "
                 f"{one[0]} while {its} is inferred from model {other[0]}"
             )
 
 
-def _may_be_equal(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+def _agree(one: _Seen, other: _Seen) -> bool:
+    return may_be_equal(one[1], other[1]) or may_be_equal(one[2].dims, other[2].dims)
+
+
+def may_be_equal(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return len(one) == len(other) and all(a == b or -1 in (a, b) for a, b in zip(one, other, strict=True))
 
 
