@@ -85,7 +85,7 @@ CALLS = [
     *(infer(model, *a_and_b()) for model in ("good", "turned", "pin", "batch0", "whole", "whole-dims", "nested")),
     infer("good", *a_and_b(), id="e", outputs=[{"name": "D"}]),
     infer("good", a_and_b()[0]),
-    *(infer(model, *a_and_b(rows=2)) for model in ("good", "whole", "whole-dims")),
+    *(infer(model, *a_and_b(rows=2)) for model in ("good", "whole")),
     *(infer("fails", X | {"name": "A", "data": [code]}) for code in (0, 3, 4)),
     ("/v2/models/good", None),
     ("/v2/models/good/config", None),
