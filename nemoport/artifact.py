@@ -78,6 +78,8 @@ class Artifact:
     source: Mapping[str, Any]
     """What it was made from: format, writer, naming, trained layout. No paths."""
     signature: Signature | None = None
+    built_with: Mapping[str, Any] = field(default_factory=dict)
+    """Of what was compiled: versions and SM of the machine that did, `{"tensorrt_llm": "1.2.1", "sm": 90}`."""
     producer: str = field(default=f"nemoport {__version__}")
 
 
@@ -91,6 +93,7 @@ def write_manifest(directory: Path, artifact: Artifact) -> None:
         "loads": artifact.loads,
         "source": artifact.source,
         "signature": asdict(artifact.signature) if artifact.signature else None,
+        **({"built_with": dict(artifact.built_with)} if artifact.built_with else {}),
         "files": [asdict(file) for file in sorted(artifact.files, key=lambda file: file.path)],
         "spec": to_json(artifact.spec),
     }
@@ -113,6 +116,7 @@ def read_manifest(directory: Path) -> Artifact:
             loads=tuple(data["loads"]),
             source=data["source"],
             signature=_signature(data["signature"]),
+            built_with=data.get("built_with", {}),
             files=tuple(File(**row) for row in data["files"]),
             spec=spec_from_json(data["spec"]),
         )

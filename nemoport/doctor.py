@@ -69,6 +69,7 @@ ABILITIES = (
     Ability(what="convert --to tokenizer"),
     Ability(what="convert from compressed zarr", needs=("numcodecs",)),
     Ability(what="convert --quantize --calib", needs=("torch", "tokenizers")),
+    Ability(what="compile --to trtllm", needs=("tensorrt_llm",), gpu=True),
     Ability(what="validate", needs=("torch",)),
     Ability(what="validate --report with plots", needs=("matplotlib",)),
     Ability(what="publish"),

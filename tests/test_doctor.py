@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from nemoport import doctor, plugins
 from nemoport.cli import main
+from nemoport.compilers.compile import BUILDERS
 from nemoport.exporters.convert import TARGETS
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -29,6 +30,8 @@ def test_every_verb_and_every_target_is_told_of() -> None:
     assert {what.split()[0] for what in told} >= set(main.commands)
     for target in plugins.names(TARGETS):
         assert f"convert --to {target}" in told
+    for builder in plugins.names(BUILDERS):
+        assert f"compile --to {builder}" in told
 
 
 def test_a_machine_with_everything_can_do_everything() -> None:

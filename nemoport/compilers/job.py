@@ -1,0 +1,179 @@
+"""A build as a directory that another machine can run: the artifact, a script, and what runs it in a container.
+
+    engines.job/
+      artifact/       what is compiled, whole, so that it can be validated there too
+      build.sh        exits 4 with one sentence where a program is missing
+      Dockerfile      the container with the job in it
+      job.yaml        the same for Kubernetes
+      README.md       the three ways to run it
+      built_with      what the script found on the machine that built, written before the last rename
+      product/        what the script leaves, complete once it is there
+
+Builds of this machine run the same script, so it is one thing that is tested.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from nemoport.artifact import MANIFEST, Artifact, json_bytes, write_atomically
+from nemoport.compilers import machine
+from nemoport.compilers.build import ARTIFACT, PRODUCT, Build, Facts
+from nemoport.errors import DamagedInput, MachineError
+
+REQUEST, SCRIPT, FACTS = "request.json", "build.sh", "built_with"
+USER = 1000
+"""Who builds in a container: nobody's root."""
+_LACKS = 4
+"""The script's exit code, and ours, where a machine lacks something."""
+
+
+def write(directory: Path, build: Build, source: Path, made: Artifact, request: Mapping[str, Any]) -> None:
+    """The whole job, whatever lay there of it; `request.json` last, so that a job that has one is complete."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / REQUEST).unlink(missing_ok=True)
+    for name in (MANIFEST, *(file.path for file in made.files)):
+        _link(source / name, directory / ARTIFACT / name)
+    for name, content in build.files.items():
+        _write(directory / name, content)
+    for name, kept in build.kept.items():
+        if kept.is_file():
+            _write(directory / name, kept.read_bytes())
+    said = _said(directory, build)
+    for name in (SCRIPT, "Dockerfile", "README.md"):
+        text = _environment().get_template(f"job/{name}").render(said)
+        _write(directory / name, text.encode())
+    (directory / SCRIPT).chmod(0o755)
+    _write(directory / "job.yaml", yaml.safe_dump(_kubernetes(directory, build), sort_keys=False).encode())
+    write_atomically(directory / REQUEST, json_bytes(request))
+
+
+def run(directory: Path) -> None:
+    """Run the script here. What it says goes to stderr."""
+    command, environment = ["bash", str(directory / SCRIPT)], {**os.environ, "PATH": machine.path()}
+    ended = subprocess.run(command, stdout=sys.stderr, env=environment, check=False)  # noqa: S603
+    if ended.returncode:
+        raise MachineError(
+            f"{directory / SCRIPT} ended with exit code {ended.returncode}, and what it said stands above; "
+            "the same command tries again"
+        )
+
+
+def facts(directory: Path) -> Facts:
+    """What the script found on the machine that built."""
+    path = directory / FACTS
+    try:
+        rows = [line.split(" ", 1) for line in path.read_text().splitlines()]
+        return {name: int(value) if value.isdecimal() else value for name, value in rows}
+    except (OSError, ValueError) as error:
+        raise DamagedInput(f"{path} is not what {SCRIPT} wrote ({error}); run {SCRIPT} again") from error
+
+
+def lost(build: Build, directory: Path) -> MachineError:
+    """What a machine is told that cannot build."""
+    return MachineError(
+        f"this machine cannot build it: {build.lacking}; the build job is in {directory}: run its {SCRIPT} in a "
+        f"container {build.container}, as its README.md says, and then this command again"
+    )
+
+
+def _said(directory: Path, build: Build) -> dict[str, Any]:
+    return {
+        "name": _name(directory),
+        "build": build,
+        "commands": [shlex.join(command) for command in build.commands],
+        "artifact": ARTIFACT,
+        "product": PRODUCT,
+        "facts_file": FACTS,
+        "lacks": _LACKS,
+        "user": USER,
+    }
+
+
+def _kubernetes(directory: Path, build: Build) -> dict[str, Any]:
+    """A batch/v1 Job that builds in a volume into which the job was copied."""
+    name = _name(directory)
+    container = {
+        "name": "build",
+        "image": build.container,
+        "command": ["bash", f"/job/{SCRIPT}"],
+        "workingDir": "/job",
+        "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108  (a volume of its own)
+        "resources": {"limits": {"nvidia.com/gpu": build.gpus}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "job", "mountPath": "/job"},
+            {"name": "scratch", "mountPath": "/tmp"},  # noqa: S108
+            {"name": "shared-memory", "mountPath": "/dev/shm"},  # noqa: S108
+        ],
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [
+            {"name": "job", "persistentVolumeClaim": {"claimName": name}},
+            {"name": "scratch", "emptyDir": {}},
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
+        ],
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "nemoport"}},
+        "spec": {"backoffLimit": 0, "template": {"spec": pod}},
+    }
+
+
+def _name(directory: Path) -> str:
+    """A DNS label."""
+    return re.sub(r"[^a-z0-9]+", "-", directory.resolve().name.lower()).strip("-")[:63] or "build"
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same bytes under another name, or a copy of them on another disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _environment() -> Environment:
+    environment = Environment(  # noqa: S701  (the output is no HTML; what the shell reads is quoted)
+        loader=PackageLoader("nemoport", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["quoted"] = shlex.quote
+    return environment
