@@ -78,6 +78,8 @@ class Artifact:
     source: Mapping[str, Any]
     """What it was made from: format, writer, naming, trained layout. No paths."""
     signature: Signature | None = None
+    stages: tuple[Signature, ...] = ()
+    """Of each pipeline stage, where they are executed one by one; the files of each lie at `stage_place`."""
     built_with: Mapping[str, Any] = field(default_factory=dict)
     """Of what was compiled: versions and SM of the machine that did, `{"tensorrt_llm": "1.2.1", "sm": 90}`."""
     producer: str = field(default=f"nemoport {__version__}")
@@ -93,6 +95,7 @@ def write_manifest(directory: Path, artifact: Artifact) -> None:
         "loads": artifact.loads,
         "source": artifact.source,
         "signature": asdict(artifact.signature) if artifact.signature else None,
+        **({"stages": [asdict(stage) for stage in artifact.stages]} if artifact.stages else {}),
         **({"built_with": dict(artifact.built_with)} if artifact.built_with else {}),
         "files": [asdict(file) for file in sorted(artifact.files, key=lambda file: file.path)],
         "spec": to_json(artifact.spec),
@@ -115,7 +118,8 @@ def read_manifest(directory: Path) -> Artifact:
             plan=plan_from_json(data["plan"]),
             loads=tuple(data["loads"]),
             source=data["source"],
-            signature=_signature(data["signature"]),
+            signature=_signature(data["signature"]) if data["signature"] else None,
+            stages=tuple(_signature(stage) for stage in data.get("stages", ())),
             built_with=data.get("built_with", {}),
             files=tuple(File(**row) for row in data["files"]),
             spec=spec_from_json(data["spec"]),
@@ -220,9 +224,12 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def _signature(data: Mapping[str, Any] | None) -> Signature | None:
-    if data is None:
-        return None
+def stage_place(number: int) -> str:
+    """What the paths of a stage's files begin with."""
+    return f"stage{number}/"
+
+
+def _signature(data: Mapping[str, Any]) -> Signature:
     return Signature(
         inputs=tuple(Tensor(row["name"], row["dtype"], tuple(row["shape"])) for row in data["inputs"]),
         outputs=tuple(Tensor(row["name"], row["dtype"], tuple(row["shape"])) for row in data["outputs"]),

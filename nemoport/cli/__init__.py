@@ -107,23 +107,32 @@ def publish_(
     promote_it: bool,
     as_json: bool,
 ) -> None:
-    """Stage an artifact as the next version of a model, with a generated config."""
+    """Stage an artifact as the next version of a model, with a generated config.
+
+    One in pipeline stages becomes a model for each, NAME-stage0 and on, and their ensemble, NAME.
+    """
     from nemoport import show
     from nemoport.repository.promote import promote
-    from nemoport.repository.publish import publish
+    from nemoport.repository.stages import publish_all
 
-    published = publish(artifact, model_repository, name, max_batch_size=max_batch_size, triton_release=triton_release)
-    if not as_json:
-        show.line(f"{'found' if published.already else 'staged'} {name} version {published.version}: {published.path}")
-    if promote_it:
-        promoted = promote(model_repository, name, str(published.version))
+    rows = []
+    for each in publish_all(
+        artifact, model_repository, name, max_batch_size=max_batch_size, triton_release=triton_release
+    ):
+        path = each.path
         if not as_json:
-            show.line(f"promoted {name} version {promoted.version}; live: {numbers(promoted.live)}")
+            show.line(f"{'found' if each.already else 'staged'} {each.model} version {each.version}: {path}")
+        if promote_it:
+            promoted = promote(model_repository, each.model, str(each.version))
+            path = promoted.path
+            if not as_json:
+                show.line(f"promoted {each.model} version {promoted.version}; live: {numbers(promoted.live)}")
+        state = "live" if promote_it else path.name
+        said = {"version": each.version, "state": state, "path": str(path), "evidence": str(each.evidence)}
+        rows.append({"model": each.model, **said})
     if as_json:
-        show.json(
-            {"model": name, "version": published.version, "state": "live" if promote_it else published.path.name}
-            | {"path": str(promoted.path if promote_it else published.path), "evidence": str(published.evidence)}
-        )
+        *stages, last = rows
+        show.json({**last, **({"stages": stages} if stages else {})})
 
 
 @main.command()

@@ -135,6 +135,8 @@ class Output:
     loads: tuple[str, ...]
     dtype: str
     signature: Signature | None = None
+    stages: tuple[Signature, ...] = ()
+    """Of each pipeline stage, where they are executed one by one."""
     late: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
     """Small files whose bytes are known when the tensors are written."""
 

@@ -47,6 +47,7 @@ def artifact(job: Job, files: tuple[File, ...]) -> Artifact:
         files=files,
         loads=job.output.loads,
         signature=job.output.signature,
+        stages=job.output.stages,
         source={
             "format": checkpoint.format,
             "writer": checkpoint.writer,

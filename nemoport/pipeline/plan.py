@@ -14,7 +14,7 @@ from typing import Any
 from blake3 import blake3
 
 from nemoport import artifact
-from nemoport.errors import MachineError
+from nemoport.errors import MachineError, UsageError
 from nemoport.exporters import convert, stream
 from nemoport.exporters.formats.structured import mapping
 from nemoport.exporters.job import Job, fingerprint
@@ -39,12 +39,17 @@ class Planned:
         return self.wanted.publish if self.wanted.publish is not None else self.wanted.to in KINDS
 
     @property
+    def staged(self) -> bool:
+        """It comes as pipeline stages, to be published as a model for each."""
+        return bool(self.job.output.stages)
+
+    @property
     def steps(self) -> tuple[str, ...]:
         wanted = self.wanted
+        two = (*(["publish"] if self.published else []), *(["validate"] if wanted.validate else []))
         return (
             "convert",
-            *(["publish"] if self.published else []),
-            *(["validate"] if wanted.validate else []),
+            *(two[::-1] if self.staged else two),
             *(["promote"] if self.published and wanted.promote else []),
             *([f"label {wanted.label}"] if self.published and wanted.label else []),
         )
@@ -75,6 +80,8 @@ class Need:
 def plan(pipeline: Pipeline, max_memory: int = stream.DEFAULT_MEMORY) -> tuple[Planned, ...]:
     """Everything that `run` will do, checked: sources, families, divisions, methods, and how ensembles are wired."""
     planned = tuple(_planned(pipeline, wanted, max_memory) for wanted in pipeline.models)
+    for each in planned:
+        _check_stages(pipeline, each)
     signatures = {each.wanted.name: each.job.output.signature for each in planned}
     for joined in pipeline.ensembles:
         wired(joined.name, [Member(step, signed(step, signatures[step])) for step in joined.steps])
@@ -105,6 +112,15 @@ def _planned(pipeline: Pipeline, wanted: Wanted, max_memory: int) -> Planned:
     key = fingerprint(job)
     job = replace(job, destination=pipeline.cache / f"{wanted.name}-{key[:16]}")
     return Planned(wanted=wanted, job=job, converted=(job.destination / artifact.MANIFEST).is_file())
+
+
+def _check_stages(pipeline: Pipeline, planned: Planned) -> None:
+    name = planned.wanted.name
+    if planned.staged and planned.wanted.label:
+        raise UsageError(f"{name} is an ensemble of stages, which a label would not pin; leave label out, or use pp 1")
+    for joined in pipeline.ensembles:
+        if planned.staged and name in joined.steps:
+            raise UsageError(f"{name} is itself an ensemble of stages; use pp 1 to make it a step of {joined.name}")
 
 
 def _calibration(wanted: Wanted) -> Any:

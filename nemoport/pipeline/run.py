@@ -19,7 +19,8 @@ from nemoport.pipeline.plan import Planned
 from nemoport.pipeline.recipe import Joined, Pipeline, Wanted
 from nemoport.repository import ensemble, gate, labels, remote, transfer, versions
 from nemoport.repository.promote import promote
-from nemoport.repository.publish import publish
+from nemoport.repository.publish import Published, publish
+from nemoport.repository.stages import publish_all
 
 Status = Literal["did", "found done", "failed"]
 
@@ -115,7 +116,9 @@ def _taken(model: str, verb: str, work: Work) -> Step:
 def _works(pipeline: Pipeline, planned: Planned, progress: stream.Progress) -> Iterator[tuple[str, Work]]:
     wanted, made = planned.wanted, planned.job.destination
     yield "convert", lambda: _converted(planned, progress)
-    if planned.published:
+    if planned.published and planned.staged:
+        yield from _stages_going_live(pipeline.repository, wanted, made)
+    elif planned.published:
         yield from _going_live(pipeline.repository, wanted, made, wanted.max_batch_size)
     elif wanted.validate:
         yield "validate", lambda: _validated(made, made, validation.Request(subject=made))
@@ -146,6 +149,15 @@ def _going_live(
         yield f"label {word}", lambda: _labelled(repository, name, word, version)
 
 
+def _stages_going_live(repository: Path, wanted: Wanted, made: Path) -> Iterator[tuple[str, Work]]:
+    """The row is judged as it was written; its verdict goes with every stage and their ensemble."""
+    if wanted.validate:
+        yield "validate", lambda: _validated(made, made, validation.Request(subject=made))
+    yield "publish", lambda: _stages_published(repository, wanted, made)
+    if wanted.promote:
+        yield "promote", lambda: _stages_promoted(repository, wanted, made)
+
+
 def _converted(planned: Planned, progress: stream.Progress) -> tuple[Status, str]:
     made = stream.run(planned.job, progress)
     size = sum(file.size for file in made.files)
@@ -173,6 +185,26 @@ def _composition(pipeline: Pipeline, joined: Joined, artifacts: Mapping[str, Pat
 def _published(repository: Path, wanted: Wanted | Joined, made: Path, max_batch_size: int | None) -> tuple[Status, str]:
     found = publish(made, repository, wanted.name, max_batch_size=max_batch_size, triton_release=wanted.triton_release)
     return ("found done" if found.already else "did"), f"version {found.version}"
+
+
+def _stages_published(repository: Path, wanted: Wanted, made: Path) -> tuple[Status, str]:
+    found = _all_published(repository, wanted, made)
+    said = ", ".join(f"{each.model} version {each.version}" for each in found)
+    return ("found done" if all(each.already for each in found) else "did"), said
+
+
+def _stages_promoted(repository: Path, wanted: Wanted, made: Path) -> tuple[Status, str]:
+    """Their ensemble last."""
+    found = _all_published(repository, wanted, made)
+    done = [promote(repository, each.model, str(each.version)) for each in found]
+    said = ", ".join(f"{each.model} version {each.version}" for each in found)
+    return ("found done" if all(each.already for each in done) else "did"), f"live: {said}"
+
+
+def _all_published(repository: Path, wanted: Wanted, made: Path) -> tuple[Published, ...]:
+    """Publishing the same bytes again says where they are."""
+    batch, release = wanted.max_batch_size, wanted.triton_release
+    return publish_all(made, repository, wanted.name, max_batch_size=batch, triton_release=release)
 
 
 def _validated_there(repository: Path, name: str, made: Path) -> tuple[Status, str]:

@@ -8,7 +8,7 @@ so that a verdict on it is one on them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,6 @@ from typing import Any
 from nemoport import artifact
 from nemoport.artifact import Artifact, Signature, Tensor
 from nemoport.errors import DamagedInput, UsageError
-from nemoport.spec import Plan
 
 KIND, FILE = "ensemble", "ensemble.json"
 
@@ -28,8 +27,9 @@ class Member:
     signature: Signature
 
 
-def wired(name: str, members: Sequence[Member]) -> Signature:
-    """What goes into the row and what comes out of it; UsageError with the first thing that does not fit."""
+def wired(name: str, members: Sequence[Member], gives: Collection[str] = ()) -> Signature:
+    """What goes into the row and what comes out of it: what the last one makes, and what `gives` names of the others.
+    UsageError with the first thing that does not fit."""
     made: dict[str, tuple[Tensor, Member]] = {}
     waiting: dict[str, Member] = {}
     inputs: dict[str, Tensor] = {}
@@ -59,21 +59,22 @@ def wired(name: str, members: Sequence[Member]) -> Signature:
                 )
             made[tensor.name] = tensor, member
             waiting[tensor.name] = member
-    left = {tensor: member for tensor, member in waiting.items() if member is not members[-1]}
+    left = {tensor: member for tensor, member in waiting.items() if member is not members[-1] and tensor not in gives}
     for unused, member in left.items():
         raise UsageError(
             f"ensemble {name}: {member.model} makes {unused}, which no later step takes; "
             "convert both from one checkpoint, or name the steps in the order in which they run"
         )
-    return Signature(tuple(inputs.values()), members[-1].signature.outputs)
+    early = (tensor for tensor, maker in made.values() if maker is not members[-1] and tensor.name in gives)
+    return Signature(tuple(inputs.values()), (*members[-1].signature.outputs, *early))
 
 
-def compose(destination: Path, name: str, members: Sequence[tuple[str, Path]]) -> None:
-    """Write the artifact of published members, each the name of a model and its evidence. The last one's source is the
-    ensemble's, and so are its spec and its dtype."""
+def compose(destination: Path, name: str, members: Sequence[tuple[str, Path]], gives: Collection[str] = ()) -> None:
+    """Write the artifact of members, each the name of a model and its evidence. The last one's source is the
+    ensemble's, and so are its spec, its plan and its dtype. `gives`: what others than the last give to the client."""
     made = [artifact.read_manifest(evidence) for _, evidence in members]
     row = [Member(model, signed(model, each.signature)) for (model, _), each in zip(members, made, strict=True)]
-    signature = wired(name, row)
+    signature = wired(name, row, gives)
     steps = [
         {
             "model": member.model,
@@ -94,7 +95,7 @@ def compose(destination: Path, name: str, members: Sequence[tuple[str, Path]]) -
         composed = Artifact(
             kind=KIND,
             spec=last.spec,
-            plan=Plan(vocab=last.plan.vocab, weights=last.plan.weights),
+            plan=last.plan,
             dtype=last.dtype,
             files=(artifact.describe(place / FILE, place),),
             loads=("Triton",),

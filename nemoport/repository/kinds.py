@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemoport.artifact import Artifact, Tensor
-from nemoport.errors import DamagedInput, UnsupportedInput
+from nemoport.errors import DamagedInput, UnsupportedInput, UsageError
 
 BATCH = "batch"
 """The name of the axis that Triton batches over, in a signature."""
@@ -62,6 +62,8 @@ def kind_of(made: Artifact) -> Kind:
         way_out = NOT_SERVED.get(made.kind, f"those that can are {', '.join(KINDS)}")
         raise UnsupportedInput(f"an artifact of kind {made.kind} cannot be published: {way_out}")
     kind = KINDS[made.kind]
+    if made.stages:
+        raise UsageError(f"the artifact is {len(made.stages)} pipeline stages, each a model of its own; publish it")
     if kind.file not in {file.path for file in made.files}:
         raise DamagedInput(f"the {made.kind} artifact has no {kind.file}; convert again")
     if made.signature is None and not kind.completes:

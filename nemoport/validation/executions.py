@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemoport import reference
+from nemoport.artifact import Artifact, Signature
 from nemoport.exporters import source
 from nemoport.exporters.adapters import huggingface as peft
 from nemoport.exporters.dequantized import all_dequantized
@@ -23,7 +24,7 @@ from nemoport.exporters.targets.trtllm import attention_windows
 from nemoport.exporters.tensor import LazyTensor
 from nemoport.reference import rank_files
 from nemoport.runner.client import Client
-from nemoport.runner.model import LoadOptions, load_version
+from nemoport.runner.model import LoadOptions, ModelVersion, load_version
 from nemoport.runner.serve import serving
 from nemoport.runner.server import Server
 from nemoport.spec import LanguageModel, ModelSpec
@@ -120,22 +121,31 @@ def served_graph(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
         server = Server()
         server.adopt(loaded)
         with serving(server, http_max_input_size=ANY) as address, Client(address) as client:
-            spec, decoder = subject.artifact.spec, GraphDecoder(client, loaded.name, subject)
-            steps = isinstance(spec.head, LanguageModel)
             place = "the CPU" if loaded.placement.gpu is None else f"GPU {loaded.placement.gpu}"
-            holds = weights.of_graph(model / version / loaded.config.default_model_filename, spec)
-            packed = any(isinstance(share.tensor, Encoded) for share in holds)
-            yield Execution(
-                by=f"the runner over HTTP, on {place}",
-                holds=holds,
-                logits=decoder.logits if steps else partial(_answers, client, loaded.name, subject),
-                decode=decoder.decode if steps else None,
-                batch=loaded.config.max_batch_size or ANY,
-                computes_in=subject.artifact.dtype,
-                gives=answer_of(spec),
-                rounds_inputs=packed,
-                notes=(*loaded.notes, *((_PACKED,) if packed else ())),
-            )
+            graph = model / version / loaded.config.default_model_filename
+            made, holds = subject.artifact, weights.of_graph(graph, subject.artifact.spec)
+            assert made.signature, "a graph has a signature"
+            yield graph_execution(made, made.signature, client, loaded, holds, place)
+
+
+def graph_execution(
+    made: Artifact, signature: Signature, client: Client, loaded: ModelVersion, holds: tuple[Share, ...], place: str
+) -> Execution:
+    """A model behind the protocol that has the signature of a graph."""
+    spec, decoder = made.spec, GraphDecoder(client, loaded.name, signature)
+    steps = isinstance(spec.head, LanguageModel)
+    packed = any(isinstance(share.tensor, Encoded) for share in holds)
+    return Execution(
+        by=f"the runner over HTTP, on {place}",
+        holds=holds,
+        logits=decoder.logits if steps else partial(_answers, client, loaded.name),
+        decode=decoder.decode if steps else None,
+        batch=loaded.config.max_batch_size or ANY,
+        computes_in=made.dtype,
+        gives=answer_of(spec),
+        rounds_inputs=packed,
+        notes=(*loaded.notes, *((_PACKED,) if packed else ())),
+    )
 
 
 def _not_rounded(tensors: Mapping[str, LazyTensor]) -> tuple[str, ...]:
@@ -177,7 +187,7 @@ def ask(model: Runs, prompt: Prompt) -> Logits:
     return answer
 
 
-def _answers(client: Client, model: str, subject: Subject, texts: Prompt) -> Logits:
+def _answers(client: Client, model: str, texts: Prompt) -> Logits:
     """An encoder graph's, behind the protocol."""
     given = {
         "input_ids": texts.tokens,
@@ -195,7 +205,7 @@ class GraphDecoder:
 
     client: Client
     model: str
-    subject: Subject
+    signature: Signature
 
     def logits(self, prompt: Prompt) -> Logits:
         return self._step(prompt, 0, prompt.tokens.shape[1], self._empty_cache(len(prompt.tokens)))[0]
@@ -222,11 +232,9 @@ class GraphDecoder:
         return outputs["logits"].astype(np.float32), past
 
     def _empty_cache(self, batch: int) -> dict[str, Array]:
-        signature = self.subject.artifact.signature
-        assert signature is not None, "a graph has a signature"
         sizes = {"batch": batch, "past": 0}
         return {
             each.name: np.zeros([sizes[dim] if isinstance(dim, str) else dim for dim in each.shape], real(each.dtype))
-            for each in signature.inputs
+            for each in self.signature.inputs
             if each.name.startswith("past_key_values.")
         }

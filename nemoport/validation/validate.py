@@ -18,7 +18,7 @@ from nemoport.exporters.dequantized import all_dequantized
 from nemoport.exporters.tensor import LazyTensor
 from nemoport.runner.model import LoadOptions
 from nemoport.spec import LanguageModel, Mixture, Recipe
-from nemoport.validation import checks, fidelity, layers, worded
+from nemoport.validation import chain, checks, fidelity, layers, worded
 from nemoport.validation.checks import Expected, counted
 from nemoport.validation.executions import EXECUTIONS, Execution, answering
 from nemoport.validation.measures import distance, each_position, farthest
@@ -85,12 +85,14 @@ def _report(subject: Subject, model: Model, request: Request, made: Origin) -> R
     if not report.passed:
         return report
     options = LoadOptions(allow_cpu_fallback=request.allow_cpu_fallback)
-    if worded_by := JUDGES.get(subject.artifact.kind):
+    chained = chain.is_chain(subject.artifact)
+    if (worded_by := JUDGES.get(subject.artifact.kind)) and not chained:
         judged = worded_by(subject, model, options)
         return replace(report, executed_by=judged.by, checks=(whole, same, *judged.checks), notes=judged.notes)
     with ExitStack() as stack:
         try:
-            execution = stack.enter_context(EXECUTIONS[subject.artifact.kind](subject, options))
+            executed = chain.chained if chained else EXECUTIONS[subject.artifact.kind]
+            execution = stack.enter_context(executed(subject, options))
         except InputError as error:
             refused = Check(name="it loads", passed=False, found=str(error), needed="a model that answers")
             return replace(report, checks=(whole, same, refused))

@@ -58,12 +58,12 @@ def tokenizer(subject: Subject, model: Model, options: LoadOptions) -> Judged:
 
 def joined(subject: Subject, model: Model, options: LoadOptions) -> Judged:
     known = tokenizer_of(model)
-    members = _members(subject)
-    if not members.passed:
-        return Judged(by="nothing", checks=(members,))
+    live = members(subject)
+    if not live.passed:
+        return Judged(by="nothing", checks=(live,))
     judged = _judged(lambda: _ensemble_served(subject, options), lambda door: _answers(door, known, model))
     uncut = f"texts are cut at {known.longest} tokens, and none was asked that is so long"
-    return Judged(by=judged.by, checks=(members, *judged.checks), notes=(uncut,) if known.longest > 2 * LONGEST else ())
+    return Judged(by=judged.by, checks=(live, *judged.checks), notes=(uncut,) if known.longest > 2 * LONGEST else ())
 
 
 def _judged(served: Callable[[], AbstractContextManager[Door]], judge: Callable[[Door], Iterator[Check]]) -> Judged:
@@ -129,7 +129,7 @@ def _more_inputs(subject: Subject) -> tuple[str, ...]:
     return tuple(name for name in names if name != TEXT)
 
 
-def _members(subject: Subject) -> Check:
+def members(subject: Subject) -> Check:
     """Whether those that are served are those that it was made of."""
     if subject.repository is None:
         raise UsageError(

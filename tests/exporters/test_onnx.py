@@ -498,11 +498,6 @@ def test_tensor_parallel_is_refused_with_a_pointer() -> None:
         target.output(zeros(CASES["llama"].spec, "float32"), Plan(tp=2))
 
 
-def test_stages_are_refused_for_now() -> None:
-    with pytest.raises(UnsupportedInput, match="use pp 1"):
-        target.output(zeros(CASES["llama"].spec, "float32"), Plan(pp=3))
-
-
 def test_a_dtype_without_graph_is_refused() -> None:
     with pytest.raises(UnsupportedInput, match="--dtype float32"):
         target.output(zeros(CASES["llama"].spec, "float64"), Plan())

@@ -9,6 +9,9 @@ of one head, its last elements the rotated key; of Mamba `conv` [batch, channels
 head_dim, state_dims], float32, which do not grow and are zero at first. The others have the dtype of the weights.
 Logits are float32 always, which every client can read. Position ids must be below the model's `max_positions`, those of
 padding too. What answers a text at once has another graph (`encoder.py`).
+
+With `pp` there is a graph for each stage, in `stage0/`, `stage1/` and on, each with its own weights and states
+(`stages.py`). In a row they have the same inputs and outputs, and publishing makes an ensemble of them.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ from nemoport.exporters.targets.onnx.graph import Graph
 from nemoport.exporters.targets.onnx.latent import WHOLE
 from nemoport.exporters.targets.onnx.layers import Tables
 from nemoport.exporters.targets.onnx.rope import tables
+from nemoport.exporters.targets.onnx.stages import Stage, cut, mixers_of, places, signatures
 from nemoport.exporters.targets.onnx.text import beside
 from nemoport.exporters.tensor import LazyTensor, cast
-from nemoport.spec import LanguageModel, ModelSpec, Plan, Rope
+from nemoport.spec import LanguageModel, ModelSpec, Plan, Profile, Rope
 from nemoport.spec import tensors as canonical_tensors
 
 CHOOSES = ".router.expert_bias"
@@ -51,40 +55,52 @@ def output(model: Model, plan: Plan) -> Output:
         raise UsageError(
             f"--profile {plan.profile} differs in quantized linears only; leave it out, or say --quantize int4 or int8"
         )
+    spec, stages = model.spec, cut(model.spec, plan.pp)
+    graphs = [_graph(model, stage, dtype, plan.profile) for stage in stages]
+    whole = _signature(spec, dtype) if isinstance(spec.head, LanguageModel) else encoder_signature(spec, spec.head)
+    each = signatures(whole, spec, dtype, stages, graphs) if len(stages) > 1 else (whole,)
+    made = list(zip(places(stages), graphs, each, strict=True))
+    return Output(
+        files=tuple(graph.file(place) for place, graph, _ in made),
+        sidecars={
+            **{f"{place}{GRAPH}": graph.serialize(signature) for place, graph, signature in made},
+            **(beside(model.checkpoint) if len(stages) == 1 else {}),  # no server writes text with stages
+        },
+        loads=tuple(each for each in LOADS[dtype] if plan.profile == "portable" or each.startswith("ONNX Runtime")),
+        dtype=dtype,
+        signature=whole,
+        stages=each if len(stages) > 1 else (),
+    )
+
+
+def _graph(model: Model, stage: Stage, dtype: str, profile: Profile) -> Graph:
     spec, graph = model.spec, Graph(DATA)
     graph.tell("max_positions", str(spec.longest))  # of which its inputs say nothing
     for name in canonical_tensors(spec):
+        if not stage.holds(name, spec):
+            continue
         tensor = model.tensors[name]
         if isinstance(tensor, Encoded):
-            quantized.place(graph, name, tensor, dtype, "portable" if name.endswith(WHOLE) else plan.profile)
+            quantized.place(graph, name, tensor, dtype, "portable" if name.endswith(WHOLE) else profile)
         else:
             graph.weight(_slot(name, tensor, dtype))
-    named = {rope: _tables(graph, number, rope, spec) for number, rope in enumerate(_ropes(spec))}
+    ropes = dict.fromkeys(mixer.rope for mixer in mixers_of(spec, stage))  # each once: most models have one
+    named = {rope: _tables(graph, number, rope, spec) for number, rope in enumerate(rope for rope in ropes if rope)}
     match spec.head:
         case LanguageModel():
-            decoder(graph, spec, named, dtype)
-            signature = _signature(spec, dtype)
+            decoder(graph, spec, stage, named, dtype)
         case head:
-            encoder(graph, spec, head, named, dtype)
-            signature = encoder_signature(spec, head)
-    return Output(
-        files=(graph.file(),),
-        sidecars={GRAPH: graph.serialize(signature), **beside(model.checkpoint)},
-        loads=tuple(each for each in LOADS[dtype] if plan.profile == "portable" or each.startswith("ONNX Runtime")),
-        dtype=dtype,
-        signature=signature,
-    )
+            encoder(graph, spec, stage, head, named, dtype)
+    return graph
 
 
 def _check(dtype: str, plan: Plan) -> None:
     if plan.tp != 1 or plan.ep != 1:
         what = f"tp={plan.tp}" if plan.tp != 1 else f"ep={plan.ep}"
         raise UsageError(
-            f"{what} does not exist for ONNX, whose runtimes load one whole graph; use {what[:2]} 1, or shard with "
-            "--to trtllm, or with --to hf and let vLLM shard while it loads"
+            f"{what} does not exist for ONNX, whose runtimes start no ranks; use {what[:2]} 1, with --pp for stages, "
+            "or shard with --to trtllm, or --to llmapi or vllm, which shard while they load"
         )
-    if plan.pp != 1:
-        raise UnsupportedInput(f"pp={plan.pp} is not yet written for ONNX, which comes as one graph; use pp 1")
     if dtype not in LOADS:
         raise UnsupportedInput(
             f"the model is in {dtype}, in which no ONNX graph runs; use --dtype {' or '.join(LOADS)}"
@@ -95,11 +111,6 @@ def _slot(name: str, tensor: LazyTensor, dtype: str) -> Slot:
     dtype = "float32" if name.endswith(CHOOSES) else dtype
     transform = "" if tensor.dtype == dtype else f"cast to {dtype}"
     return Slot(name, cast(tensor, dtype), parts=(name,), transform=transform)
-
-
-def _ropes(spec: ModelSpec) -> list[Rope]:
-    """Each distinct rope once: most models have one."""
-    return [rope for rope in dict.fromkeys(mixer.rope for mixer in spec.mixers) if rope]
 
 
 def _tables(graph: Graph, number: int, rope: Rope, spec: ModelSpec) -> Tables:

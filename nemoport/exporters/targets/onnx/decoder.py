@@ -7,23 +7,25 @@ file stays a copy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from onnx import TensorProto
 
 from nemoport.exporters.targets.onnx.attention import attention
-from nemoport.exporters.targets.onnx.blocks import embedding, layers
+from nemoport.exporters.targets.onnx.blocks import layers
 from nemoport.exporters.targets.onnx.graph import Graph
 from nemoport.exporters.targets.onnx.latent import latent_attention
 from nemoport.exporters.targets.onnx.layers import Tables, capped, length, matmul
 from nemoport.exporters.targets.onnx.mamba import mamba, turning
+from nemoport.exporters.targets.onnx.stages import Stage, mixers_of
 from nemoport.spec import Attention, LatentAttention, Mamba, Mixer, ModelSpec, Rope
 
 
-def decoder(graph: Graph, spec: ModelSpec, tables: Mapping[Rope, Tables], dtype: str) -> None:
-    """From `input_ids` to `logits`, in `dtype` but for the logits."""
-    masks, turned, head = _masks(graph, spec), turning(graph, spec), spec.language_model
+def decoder(graph: Graph, spec: ModelSpec, stage: Stage, tables: Mapping[Rope, Tables], dtype: str) -> None:
+    """From `input_ids` to `logits`, or a stage of that, in `dtype` but for the logits."""
+    mixers, head = mixers_of(spec, stage), spec.language_model
+    masks, turned = _masks(graph, stage, mixers), turning(graph, mixers)
 
     def mix(layer: int, mixer: Mixer, x: str) -> str:
         mask = masks[mixer.window]
@@ -37,7 +39,9 @@ def decoder(graph: Graph, spec: ModelSpec, tables: Mapping[Rope, Tables], dtype:
                 assert turned
                 return mamba(graph, mixer, layer, x, turned, dtype)
 
-    x = layers(graph, spec, embedding(graph, spec, dtype), mix, dtype)
+    x = layers(graph, spec, stage, mix, dtype)
+    if not stage.last:
+        return
     x = matmul(graph, "head", x, "embed.weight" if head.tied else "head.weight")
     if head.softcap is None:
         graph.add("Cast", "logits", x, to=TensorProto.FLOAT)
@@ -53,14 +57,14 @@ def _cached(graph: Graph, layer: int, keys: str, values: str) -> tuple[str, str]
     )
 
 
-def _masks(graph: Graph, spec: ModelSpec) -> dict[int | None, str]:
+def _masks(graph: Graph, stage: Stage, mixers: Sequence[Mixer]) -> dict[int | None, str]:
     """[batch, 1, sequence, total], true where a query sees a key: one mask for each distinct window.
 
     Query s stands at key past + s. It sees the keys up to its own that `attention_mask` allows, and always its own,
     so that no row is empty: a padded query attends to itself instead of to nothing, whose softmax is NaN.
     """
     total = length(graph, "mask.total", "attention_mask")
-    new = length(graph, "mask.sequence", "input_ids")
+    new = length(graph, "mask.sequence", stage.enters)
     past = graph.add("Sub", "mask.past", total, new)
     keys = graph.add("Range", "mask.keys", graph.scalar(0), total, graph.scalar(1))
     rows = graph.add("Range", "mask.rows", past, total, graph.scalar(1))
@@ -72,7 +76,7 @@ def _masks(graph: Graph, spec: ModelSpec) -> dict[int | None, str]:
     before = graph.add("LessOrEqual", "mask.before", keys, queries)
     causal = graph.add("And", "mask.causal", real_or_own, before)
     masks: dict[int | None, str] = {}
-    for window in dict.fromkeys(mixer.window for mixer in spec.mixers):
+    for window in dict.fromkeys(mixer.window for mixer in mixers):
         masks[window] = causal
         if window is not None:
             name = f"mask.window_{window}"

@@ -19,9 +19,10 @@ from onnx import TensorProto
 from nemoport.artifact import Signature, Tensor
 from nemoport.exporters.dtypes import DTYPES
 from nemoport.exporters.targets.onnx.attention import attention
-from nemoport.exporters.targets.onnx.blocks import embedding, layers
+from nemoport.exporters.targets.onnx.blocks import layers
 from nemoport.exporters.targets.onnx.graph import Graph
 from nemoport.exporters.targets.onnx.layers import Tables, length, linear
+from nemoport.exporters.targets.onnx.stages import Stage, mixers_of
 from nemoport.spec import Attention, Classifier, Embedding, Mixer, ModelSpec, Pooling, Rope
 
 LEAST = 1e-12
@@ -29,13 +30,15 @@ LEAST = 1e-12
 
 
 def encoder(
-    graph: Graph, spec: ModelSpec, head: Embedding | Classifier, tables: Mapping[Rope, Tables], dtype: str
+    graph: Graph, spec: ModelSpec, stage: Stage, head: Embedding | Classifier, tables: Mapping[Rope, Tables], dtype: str
 ) -> None:
-    real = graph.add("Cast", "mask.real", "attention_mask", to=TensorProto.FLOAT)
-    counted = _counted(graph, real)
-    placed = graph.number(float(spec.first_position), "float32")
-    graph.add("Cast", "position_ids", graph.add("Add", "positions.placed", counted, placed), to=TensorProto.INT64)
-    mask = _mask(graph)
+    real, counted, mask = "mask.real", "positions.counted", _mask(graph, stage)
+    places = stage.first or any(mixer.rope for mixer in mixers_of(spec, stage))
+    if places or stage.last:
+        _counted(graph, real, counted)
+    if places:
+        placed = graph.number(float(spec.first_position), "float32")
+        graph.add("Cast", "position_ids", graph.add("Add", "positions.placed", counted, placed), to=TensorProto.INT64)
 
     def mix(layer: int, mixer: Mixer, x: str) -> str:
         assert isinstance(mixer, Attention), mixer
@@ -43,7 +46,9 @@ def encoder(
         name = f"layers.{layer}.attn"
         return attention(graph, mixer, spec.norm, name, x, tables, mask, _these_alone, dtype)
 
-    x = layers(graph, spec, embedding(graph, spec, dtype), mix, dtype)
+    x = layers(graph, spec, stage, mix, dtype)
+    if not stage.last:
+        return
     pooled = _pooled(graph, head.pooling, graph.add("Cast", "hidden", x, to=TensorProto.FLOAT), real, counted)
     match head:
         case Embedding():
@@ -62,18 +67,20 @@ def signature(spec: ModelSpec, head: Embedding | Classifier) -> Signature:
     return Signature(inputs=tuple(inputs), outputs=(Tensor(name, "float32", ("batch", width)),))
 
 
-def _counted(graph: Graph, real: str) -> str:
-    """[batch, sequence]: how many real tokens stand before each, padding at 0; float32, in which TensorRT sums up."""
+def _counted(graph: Graph, real: str, counted: str) -> None:
+    """[batch, sequence]: which tokens are real, and how many real ones stand before each, padding at 0; float32, in
+    which TensorRT sums up."""
+    graph.add("Cast", real, "attention_mask", to=TensorProto.FLOAT)
     upto = graph.add("CumSum", "positions.upto", real, graph.scalar(1))
     before = graph.add("Sub", "positions.before", upto, graph.number(1.0, "float32"))
-    return graph.add("Relu", "positions.counted", before)
+    graph.add("Relu", counted, before)
 
 
-def _mask(graph: Graph) -> str:
+def _mask(graph: Graph, stage: Stage) -> str:
     """[batch, 1, sequence, sequence], true where a query sees a key: every real one, and always its own, so that the
     row of padding that is nothing else is not empty, whose softmax would be NaN."""
     keys = graph.add(
-        "Range", "mask.keys", graph.scalar(0), length(graph, "mask.sequence", "input_ids"), graph.scalar(1)
+        "Range", "mask.keys", graph.scalar(0), length(graph, "mask.sequence", stage.enters), graph.scalar(1)
     )
     own = graph.add("Equal", "mask.own", keys, graph.add("Unsqueeze", "mask.queries", keys, graph.constant(1)))
     seen = graph.add("Cast", "mask.seen", "attention_mask", to=TensorProto.BOOL)

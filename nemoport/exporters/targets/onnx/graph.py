@@ -62,6 +62,10 @@ class Graph:
         """Whether a node makes this value already."""
         return any(node.name == name for node in self._nodes)
 
+    def reads(self) -> set[str]:
+        """Every value that some node takes."""
+        return {name for node in self._nodes for name in node.input}
+
     def tell(self, key: str, value: str) -> None:
         """A line of the graph's metadata."""
         self._told[key] = value
@@ -110,8 +114,11 @@ class Graph:
     def packed(self, weight: str) -> Packed | None:
         return self._packed.get(weight)
 
-    def file(self) -> TensorFile:
-        return TensorFile(path=self._data, header=b"", slots=tuple(self._slots), offsets=tuple(self._offsets))
+    def file(self, place: str) -> TensorFile:
+        """The data file, in the directory of the graph's own."""
+        return TensorFile(
+            path=f"{place}{self._data}", header=b"", slots=tuple(self._slots), offsets=tuple(self._offsets)
+        )
 
     def serialize(self, signature: Signature) -> bytes:
         graph = GraphProto(

@@ -11,6 +11,7 @@ knows of the steps before, and the steps of padding are nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnx import TensorProto
@@ -18,7 +19,7 @@ from onnx import TensorProto
 from nemoport.exporters.dtypes import DTYPES
 from nemoport.exporters.targets.onnx.graph import Graph
 from nemoport.exporters.targets.onnx.layers import HIDDEN, linear
-from nemoport.spec import Mamba, ModelSpec
+from nemoport.spec import Mamba, Mixer
 
 _PARTS = ("x", "b", "c")
 
@@ -39,9 +40,9 @@ class Turning:
     """[sequence, sequence]: places that come no later."""
 
 
-def turning(graph: Graph, spec: ModelSpec) -> Turning | None:
-    """Needs the values of `mask` in the graph; None for a model that has no such layer."""
-    if not any(isinstance(mixer, Mamba) for mixer in spec.mixers):
+def turning(graph: Graph, mixers: Sequence[Mixer]) -> Turning | None:
+    """Needs the values of `mask` in the graph; None where no layer is of this kind."""
+    if not any(isinstance(mixer, Mamba) for mixer in mixers):
         return None
     start = graph.add("Unsqueeze", "step.start", "mask.past", graph.constant(0))
     ended = graph.add("Shape", "step.end", "attention_mask", start=1, end=2)
