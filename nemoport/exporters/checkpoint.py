@@ -3,7 +3,7 @@ the `Output` that a target wants written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -124,6 +124,8 @@ class TensorFile:
     slots: tuple[Slot, ...]
     offsets: tuple[int, ...]
     """Of each slot, from the start of the file; increasing."""
+    seal: Callable[[Sequence[int]], Mapping[int, bytes]] | None = None
+    """Of the CRC-32 of each slot, known when they are written: what stands between and behind them, by its offset."""
 
 
 @dataclass(frozen=True, kw_only=True)

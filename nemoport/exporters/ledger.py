@@ -10,8 +10,10 @@ from nemoport.exporters.job import Job, hashed, transform
 from nemoport.exporters.tensor import nbytes
 
 
-def rows(job: Job, digests: Mapping[tuple[str, str], str]) -> Iterator[dict[str, Any]]:
-    """One row for each source tensor, each skipped thing, each header and tensor written."""
+def rows(
+    job: Job, digests: Mapping[tuple[str, str], str], seals: Mapping[str, Mapping[int, bytes]]
+) -> Iterator[dict[str, Any]]:
+    """One row for each source tensor, each skipped thing, each header and tensor written, and what seals them."""
     sources = job.model.sources if job.output.files else {}
     checkpoint, used = job.model.checkpoint, {name for names in sources.values() for name in names}
     for name, tensor in checkpoint.tensors.items():
@@ -20,8 +22,8 @@ def rows(job: Job, digests: Mapping[tuple[str, str], str]) -> Iterator[dict[str,
     for name, rule in checkpoint.skipped.items():
         yield {"source": name, "fate": "skipped", "rule": rule}
     for file in job.output.files:
-        if file.header:
-            yield {"file": file.path, "offset": 0, "bytes": len(file.header), "blake3": hashed(file.header)}
+        for offset, content in {**({0: file.header} if file.header else {}), **seals[file.path]}.items():
+            yield {"file": file.path, "offset": offset, "bytes": len(content), "blake3": hashed(content)}
         for slot, offset in zip(file.slots, file.offsets, strict=True):
             yield {
                 "target": slot.name,

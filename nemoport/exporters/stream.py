@@ -19,9 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
+from itertools import repeat
 from pathlib import Path
 from threading import Lock, local
 from typing import BinaryIO
+from zlib import crc32
 
 import numpy as np
 from blake3 import blake3
@@ -90,8 +92,8 @@ def run(job: Job, progress: Progress = lambda _: None) -> Artifact:
             try:
                 _check_room(job, partial)
                 job.prepare()
-                digests = _fill(job, partial, journal, progress)
-                return _finish(job, partial, digests, known)
+                digests, seals = _fill(job, partial, journal, progress)
+                return _finish(job, partial, digests, seals, known)
             except Exception:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
@@ -150,8 +152,10 @@ def _journal(partial: Path, fingerprint: str) -> Iterator[Journal]:
         yield Journal(done, stream, Lock())
 
 
-def _fill(job: Job, partial: Path, journal: Journal, progress: Progress) -> dict[tuple[str, str], str]:
-    """Every slot's digest, each slot written or found written."""
+def _fill(
+    job: Job, partial: Path, journal: Journal, progress: Progress
+) -> tuple[dict[tuple[str, str], str], dict[str, Mapping[int, bytes]]]:
+    """Every slot's digest, each slot written or found written; and each file's seal, with which it is whole."""
     order = {name: index for index, name in enumerate(job.model.tensors)}
     work = sorted(
         (
@@ -187,12 +191,33 @@ def _fill(job: Job, partial: Path, journal: Journal, progress: Progress) -> dict
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+            seals = {file.path: _seal(file, streams[file.path].fileno(), pool) for file in job.output.files}
         for stream in streams.values():
             os.fsync(stream.fileno())
-        return digests
+        return digests, seals
     finally:
         for stream in streams.values():
             stream.close()
+
+
+def _seal(file: TensorFile, handle: int, pool: ThreadPoolExecutor) -> Mapping[int, bytes]:
+    """What a file of slots still lacks, written. The slots are read back for it: they were just written."""
+    if file.seal is None:
+        return {}
+    sizes = [nbytes(slot.tensor) for slot in file.slots]
+    lacking = file.seal(list(pool.map(_checksum, repeat(handle), file.offsets, sizes)))
+    for offset, content in lacking.items():
+        _write_all(handle, memoryview(content), offset)
+    return lacking
+
+
+def _checksum(handle: int, offset: int, size: int) -> int:
+    """CRC-32 of `size` bytes of an open file."""
+    found = 0
+    while size and (content := os.pread(handle, min(size, BLOCK), offset)):
+        found = crc32(content, found)
+        offset, size = offset + len(content), size - len(content)
+    return found
 
 
 def _open(path: Path, file: TensorFile) -> FileIO:
@@ -236,9 +261,16 @@ def _write_all(handle: int, content: memoryview, offset: int) -> None:
         content, offset = content[written:], offset + written
 
 
-def _finish(job: Job, partial: Path, digests: Mapping[tuple[str, str], str], fingerprint: str) -> Artifact:
+def _finish(
+    job: Job,
+    partial: Path,
+    digests: Mapping[tuple[str, str], str],
+    seals: Mapping[str, Mapping[int, bytes]],
+    fingerprint: str,
+) -> Artifact:
     """Ledger, small files, manifest, and the rename that makes it all true."""
-    (partial / LEDGER).write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in ledger.rows(job, digests)))
+    rows = ledger.rows(job, digests, seals)
+    (partial / LEDGER).write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
     sidecars = {**job.output.sidecars, **{name: made() for name, made in job.output.late.items()}}
     for name, content in sidecars.items():
         (partial / name).parent.mkdir(exist_ok=True)

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from nemoport.reference.decoder import Runs
 
 Array = NDArray[Any]
+Held = Callable[[Path, ModelSpec], tuple[Share, ...]]
+"""The canonical tensors in a file that is executed."""
 
 KEEP = 1 << 30
 """Bytes of weights that the reference keeps between prompts."""
@@ -115,7 +117,16 @@ _PACKED = "ONNX Runtime rounds the inputs of packed linears to 8 bits, so logits
 
 @contextmanager
 def served_graph(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
-    """ONNX on the runner's own path: the version loaded under its config, real requests over HTTP."""
+    yield from _served(subject, options, weights.of_graph)
+
+
+@contextmanager
+def served_script(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
+    yield from _served(subject, options, weights.of_script)
+
+
+def _served(subject: Subject, options: LoadOptions, held: Held) -> Iterator[Execution]:
+    """On the runner's own path: the version loaded under its config, real requests over HTTP."""
     with in_repository(subject) as (model, version):
         loaded = load_version(model, version, options)
         server = Server()
@@ -123,7 +134,7 @@ def served_graph(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
         with serving(server, http_max_input_size=ANY) as address, Client(address) as client:
             place = "the CPU" if loaded.placement.gpu is None else f"GPU {loaded.placement.gpu}"
             graph = model / version / loaded.config.default_model_filename
-            made, holds = subject.artifact, weights.of_graph(graph, subject.artifact.spec)
+            made, holds = subject.artifact, held(graph, subject.artifact.spec)
             assert made.signature, "a graph has a signature"
             yield graph_execution(made, made.signature, client, loaded, holds, place)
 
@@ -162,6 +173,7 @@ EXECUTIONS: dict[str, Callable[[Subject, LoadOptions], AbstractContextManager[Ex
     "llmapi": below,
     "trtllm": ranks,
     "onnx": served_graph,
+    "torchscript": served_script,
 }
 
 

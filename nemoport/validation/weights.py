@@ -19,6 +19,7 @@ from nemoport.exporters.dequantized import all_dequantized
 from nemoport.exporters.derived import shift
 from nemoport.exporters.dtypes import DTYPES, words
 from nemoport.exporters.encoding import Encoded, bits
+from nemoport.exporters.formats import torchscript
 from nemoport.exporters.targets.onnx import quantized
 from nemoport.exporters.tensor import Files, LazyTensor, cast, cut, read
 from nemoport.reference import rank_files
@@ -78,6 +79,12 @@ def of_graph(path: Path, spec: ModelSpec) -> tuple[Share, ...]:
             packed = quantized.stored(name, shape, outside[name].data_type, load)
             held.append(Share(name, plain if packed is None else packed))
     return tuple(held)
+
+
+def of_script(path: Path, spec: ModelSpec) -> tuple[Share, ...]:
+    """What a TorchScript archive holds under canonical names."""
+    held = torchscript.read(Files(), path)
+    return tuple(Share(name, held[name]) for name in tensors(spec) if name in held)
 
 
 def _initializer(weight: TensorProto, path: Path, files: Files) -> LazyTensor:

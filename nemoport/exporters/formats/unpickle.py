@@ -24,6 +24,10 @@ BEFORE_ZIP = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 """The first pickle of a file of torch.save from before 1.6: the magic number in torch/serialization.py."""
 
 
+TORCHSCRIPT = "__torch__"
+"""Where TorchScript says that its classes are, whatever they are called; there is no such module in Python."""
+
+
 class Record(dict[str, Any]):
     """The state of an object whose class was not imported. Fields that are absent had their default."""
 
@@ -278,7 +282,11 @@ def _surveyed(file: io.BytesIO) -> tuple[tuple[str, ...], bool]:
 
 def _known(module: str, name: str) -> bool:
     named = name in _ENUMS.get(module, ()) or (module == "torch" and (name in _TORCH_DTYPES or name in STORAGES))
-    return named or (module, name) in _FUNCTIONS or name in _RECORDS.get(module, ())
+    return named or (module, name) in _FUNCTIONS or _is_record(module, name)
+
+
+def _is_record(module: str, name: str) -> bool:
+    return module == TORCHSCRIPT or name in _RECORDS.get(module, ())
 
 
 class _Restricted(pickle.Unpickler):
@@ -289,7 +297,7 @@ class _Restricted(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (function := _FUNCTIONS.get((module, name))) is not None:
             return function
-        if name in _RECORDS.get(module, ()):
+        if _is_record(module, name):
             return Record
         if name in _ENUMS.get(module, ()) or (module == "torch" and (name in _TORCH_DTYPES or name in STORAGES)):
             return Name(module, name)

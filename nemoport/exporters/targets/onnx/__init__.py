@@ -20,14 +20,14 @@ from nemoport.artifact import Signature, Tensor
 from nemoport.errors import UnsupportedInput, UsageError
 from nemoport.exporters.checkpoint import Model, Output, Slot
 from nemoport.exporters.encoding import Encoded
+from nemoport.exporters.rope import tables
+from nemoport.exporters.signatures import of_encoder
 from nemoport.exporters.targets.onnx import quantized
 from nemoport.exporters.targets.onnx.decoder import decoder
 from nemoport.exporters.targets.onnx.encoder import encoder
-from nemoport.exporters.targets.onnx.encoder import signature as encoder_signature
 from nemoport.exporters.targets.onnx.graph import Graph
 from nemoport.exporters.targets.onnx.latent import WHOLE
 from nemoport.exporters.targets.onnx.layers import Tables
-from nemoport.exporters.targets.onnx.rope import tables
 from nemoport.exporters.targets.onnx.stages import Stage, cut, mixers_of, places, signatures
 from nemoport.exporters.targets.onnx.text import beside
 from nemoport.exporters.tensor import LazyTensor, cast
@@ -57,7 +57,7 @@ def output(model: Model, plan: Plan) -> Output:
         )
     spec, stages = model.spec, cut(model.spec, plan.pp)
     graphs = [_graph(model, stage, dtype, plan.profile) for stage in stages]
-    whole = _signature(spec, dtype) if isinstance(spec.head, LanguageModel) else encoder_signature(spec, spec.head)
+    whole = _signature(spec, dtype) if isinstance(spec.head, LanguageModel) else of_encoder(spec, spec.head)
     each = signatures(whole, spec, dtype, stages, graphs) if len(stages) > 1 else (whole,)
     made = list(zip(places(stages), graphs, each, strict=True))
     return Output(

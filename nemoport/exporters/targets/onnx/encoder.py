@@ -16,7 +16,6 @@ from collections.abc import Mapping
 
 from onnx import TensorProto
 
-from nemoport.artifact import Signature, Tensor
 from nemoport.exporters.dtypes import DTYPES
 from nemoport.exporters.targets.onnx.attention import attention
 from nemoport.exporters.targets.onnx.blocks import layers
@@ -55,16 +54,6 @@ def encoder(
             _embeddings(graph, spec, head, pooled)
         case Classifier():
             _logits(graph, head, pooled, dtype)
-
-
-def signature(spec: ModelSpec, head: Embedding | Classifier) -> Signature:
-    inputs = [Tensor(name, "int64", ("batch", "sequence")) for name in ("input_ids", "attention_mask")]
-    if spec.token_types > 1:
-        inputs.append(Tensor("token_type_ids", "int64", ("batch", "sequence")))
-    if isinstance(head, Embedding) and head.matryoshka:
-        inputs.append(Tensor("dimensions", "int64", ("batch", 1)))
-    name, width = ("logits", head.labels) if isinstance(head, Classifier) else ("embeddings", spec.hidden_size)
-    return Signature(inputs=tuple(inputs), outputs=(Tensor(name, "float32", ("batch", width)),))
 
 
 def _counted(graph: Graph, real: str, counted: str) -> None:
