@@ -58,9 +58,11 @@ def _families() -> Iterator[str]:
     for name, module in plugins.load_all(f"{ROOM}.families").items():
         columns = module.COLUMNS
         sources = [word for word in ("megatron", "huggingface") if word in columns]
+        encodes = any(methods.is_encoder(column) for column in columns.values())
         targets = [*_whole(columns), *(["trtllm"] if "trtllm" in columns else []), "onnx"]
+        targets += ["torchscript"] * encodes
         quantized = [target for naming, target in _QUANTIZED.items() if _quantizes(columns, naming)]
-        quantized += ["onnx"] * (not any(methods.is_encoder(column) for column in columns.values()))
+        quantized += ["onnx"] * (not encodes)
         words = ", ".join(sources), _code(targets), _code(quantized) or "-"
         yield f"`{name}` | {_first_sentence(module.__doc__ or '')} | {' | '.join(words)}"
 

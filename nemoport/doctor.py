@@ -67,6 +67,7 @@ ABILITIES = (
     Ability(what="convert --to vllm"),
     Ability(what="convert --to llmapi"),
     Ability(what="convert --to tokenizer"),
+    Ability(what="convert --to torchscript"),
     Ability(what="convert from compressed zarr", needs=("numcodecs",)),
     Ability(what="convert --quantize --calib", needs=("torch", "tokenizers")),
     Ability(what="compile --to trtllm", needs=("tensorrt_llm",), gpu=True),

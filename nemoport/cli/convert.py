@@ -14,7 +14,7 @@ from nemoport.errors import UsageError
 
 @click.command()
 @click.argument("path", type=PATH)
-@click.option("--to", required=True, metavar="TARGET", help="hf, vllm, llmapi, onnx or trtllm.")
+@click.option("--to", required=True, metavar="TARGET", help="hf, vllm, llmapi, onnx, trtllm or torchscript.")
 @click.option("-o", "--output", "destination", type=PATH, required=True, metavar="DIR", help="Where to write.")
 @config_option
 @click.option("--tp", "--tp_size", default=1, show_default=True, help="Ranks of tensor parallelism.")

@@ -21,6 +21,11 @@ from nemoport.exporters.statistics import Statistics
 from nemoport.spec import DTYPES, LanguageModel, Plan, parameter_count
 
 TARGETS = "nemoport.exporters.targets"
+NOT_WRITTEN = {
+    "pt2": "Triton's pytorch backend (26.03 or later, platform torch_aoti) takes of that format only what AOTInductor "
+    "has compiled for one kind of processor, and does not batch it yet; use --to torchscript or onnx",
+}
+"""Formats that may be asked for, and why there is no target of that name."""
 AdapterMode = Literal["merge", "carry"]
 
 
@@ -55,6 +60,8 @@ def plan(
         raise UsageError(f"--dtype {plan.dtype} is not known; use {', '.join(DTYPES)}")
     if min(plan.tp, plan.pp, plan.ep) < 1:
         raise UsageError(f"tp={plan.tp} pp={plan.pp} ep={plan.ep}: they count ranks, from 1 on")
+    if to in NOT_WRITTEN:
+        raise UnsupportedInput(f"--to {to} is not written: {NOT_WRITTEN[to]}")
     target = plugins.load(TARGETS, to)
     if plan.profile != "portable" and to != "onnx":
         raise UsageError(f"--profile {plan.profile} is of ONNX graphs; leave it out with --to {to}, or use --to onnx")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nemoport.artifact import Artifact, File
+from nemoport.exporters.checkpoint import TensorFile
 from nemoport.exporters.job import Job, hashed, transform
 from nemoport.exporters.tensor import nbytes
 
@@ -22,10 +23,10 @@ def rows(
     for name, rule in checkpoint.skipped.items():
         yield {"source": name, "fate": "skipped", "rule": rule}
     for file in job.output.files:
-        for offset, content in {**({0: file.header} if file.header else {}), **seals[file.path]}.items():
-            yield {"file": file.path, "offset": offset, "bytes": len(content), "blake3": hashed(content)}
-        for slot, offset in zip(file.slots, file.offsets, strict=True):
-            yield {
+        plain = {**({0: file.header} if file.header else {}), **seals[file.path]}
+        held = [_plain(file, offset, content) for offset, content in plain.items()]
+        held += [
+            {
                 "target": slot.name,
                 "file": file.path,
                 "dtype": slot.tensor.dtype,
@@ -37,6 +38,13 @@ def rows(
                 "sources": sorted({name for part in slot.parts for name in job.model.sources[part]}),
                 "transform": transform(job.model, slot),
             }
+            for slot, offset in zip(file.slots, file.offsets, strict=True)
+        ]
+        yield from sorted(held, key=lambda row: row["offset"])
+
+
+def _plain(file: TensorFile, offset: int, content: bytes) -> dict[str, Any]:
+    return {"file": file.path, "offset": offset, "bytes": len(content), "blake3": hashed(content)}
 
 
 def artifact(job: Job, files: tuple[File, ...]) -> Artifact:

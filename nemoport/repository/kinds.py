@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from nemoport.artifact import Artifact, Tensor
@@ -31,11 +32,21 @@ class Kind:
     kinds are programs, which arrange that themselves."""
     completes: bool = False
     """The backend itself says what goes in and out; the config need not."""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """What the backend is told."""
 
 
 KINDS = {
     "onnx": Kind(backend="onnxruntime", file="model.onnx", filename="model.onnx", instances="KIND_AUTO", graph=True),
-    "torchscript": Kind(backend="pytorch", file="model.pt", filename="model.pt", instances="KIND_AUTO", graph=True),
+    # Triton's pytorch backend infers in INFERENCE_MODE by itself; weights it loads once an instance, if not told this.
+    "torchscript": Kind(
+        backend="pytorch",
+        file="model.pt",
+        filename="model.pt",
+        instances="KIND_AUTO",
+        graph=True,
+        parameters={"ENABLE_WEIGHT_SHARING": "true"},
+    ),
     "tensorrt": Kind(backend="tensorrt", file="model.plan", filename="model.plan", instances="KIND_GPU", graph=True),
     "python": Kind(
         backend="python", file="model.py", filename="model.py", instances="KIND_CPU", graph=False, completes=True
@@ -81,6 +92,8 @@ def tuning(made: Artifact, max_batch_size: int, data_types: dict[str, str]) -> d
     request: such a model is asked one step at a time, and merging requests of different lengths is not possible."""
     kind = kind_of(made)
     fields: dict[str, Any] = {"instance_group": [{"count": 1, "kind": kind.instances}]} if kind.instances else {}
+    if kind.parameters:
+        fields["parameters"] = {name: {"string_value": value} for name, value in kind.parameters.items()}
     if kind.graph and not any(PAST in tensor.shape for tensor in _tensors(made)):
         if max_batch_size > 1:
             fields["dynamic_batching"] = {}

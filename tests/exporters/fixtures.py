@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,18 @@ class Fixture:
     """Of the stored embedding: training pads the vocabulary."""
     config_file: Path | None = None
     trained: Mapping[str, int] | None = None
+    said: Mapping[str, Any] = field(default_factory=dict)
+    """Over all that its files say."""
 
     @property
     def config(self) -> Mapping[str, Any] | None:
-        if self.config_file is None:
-            return None
-        words: dict[str, Any] = json.loads(self.config_file.read_text())
-        return words
+        words: dict[str, Any] = {} if self.config_file is None else json.loads(self.config_file.read_text())
+        return words | dict(self.said) or None
+
+    @property
+    def seeing_both_ways(self) -> Fixture:
+        """The same tensors, as an embedding model."""
+        return replace(self, said={"attn_mask_type": "padding"})
 
     @property
     def weights(self) -> Path:

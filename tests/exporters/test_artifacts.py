@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,27 @@ from nemoport.exporters.convert import TARGETS
 
 from .commands import artifact_of, contents, converted
 from .conftest import Once
-from .fixtures import LLAMA, Fixture, every_llama
+from .fixtures import LLAMA, Fixture
 
-every_target = pytest.mark.parametrize("target", sorted({*plugins.names(TARGETS)} - {"tokenizer"}))
-"""That writes tensors."""
+WRITTEN = sorted({*plugins.names(TARGETS)} - {"tokenizer"})
+"""Targets that write tensors."""
+ENCODERS = {"torchscript"}
+"""Those that write nothing else; they are given the same tensors as a model that sees both ways."""
+every_target = pytest.mark.parametrize("target", WRITTEN)
+PAIRS = {
+    f"{name}-{target}": (fixture, target)
+    for name, fixture in LLAMA.items()
+    for target in WRITTEN
+    if target not in ENCODERS or fixture.format not in ("huggingface", "nemo_automodel")
+}
+every_pair = pytest.mark.parametrize("fixture, target", PAIRS.values(), ids=PAIRS)
 PLANS: dict[str, dict[str, Any]] = {"trtllm": {"tp": 2, "pp": 2}, "vllm": {"tp": 2}, "llmapi": {"tp": 2, "pp": 2}}
 
 
-@every_target
-@every_llama
+@every_pair
 def test_every_source_tensor_is_accounted_for_exactly_once(fixture: Fixture, target: str, once: Once) -> None:
     checkpoint = source.checkpoint(fixture.path, fixture.config)
-    rows = [row for row in ledger(once(fixture, target, **PLANS.get(target, {}))) if "source" in row]
+    rows = [row for row in ledger(made(once, fixture, target)) if "source" in row]
     assert sorted(row["source"] for row in rows) == sorted([*checkpoint.tensors, *checkpoint.skipped])
     for row in rows:
         assert row["fate"] in ("used", "skipped")
@@ -54,12 +64,11 @@ def test_the_ledger_knows_every_name_of_the_index(name: str, once: Once) -> None
     assert {_unnumbered(each) for each in named} >= {_unnumbered(each) for each in strings}
 
 
-@every_target
-@every_llama
+@every_pair
 def test_every_target_tensor_is_written_once_with_the_digest_of_its_bytes(
     fixture: Fixture, target: str, once: Once
 ) -> None:
-    directory = once(fixture, target, **PLANS.get(target, {}))
+    directory = made(once, fixture, target)
     rows = [row for row in ledger(directory) if "target" in row]
     used = {row["source"] for row in ledger(directory) if row.get("fate") == "used"}
     assert len({(row["file"], row["target"]) for row in rows}) == len(rows)
@@ -74,7 +83,7 @@ def test_every_target_tensor_is_written_once_with_the_digest_of_its_bytes(
 
 @every_target
 def test_the_ledger_lists_what_the_files_hold(target: str, once: Once) -> None:
-    directory = once(LLAMA["nemo2"], target, **PLANS.get(target, {}))
+    directory = made(once, LLAMA["nemo2"], target)
     rows = {(row["file"], row["target"]): row for row in ledger(directory) if "target" in row}
     held = dict(_tensors(directory))
     assert rows.keys() == held.keys()
@@ -82,11 +91,10 @@ def test_the_ledger_lists_what_the_files_hold(target: str, once: Once) -> None:
         assert (rows[place]["dtype"], tuple(rows[place]["shape"])) == (dtype, shape), place
 
 
-@every_target
-@every_llama
+@every_pair
 def test_every_byte_is_under_a_digest(fixture: Fixture, target: str, once: Once) -> None:
     """Of the whole file in the manifest, or of its pieces in the ledger, with zeros between."""
-    directory = once(fixture, target, **PLANS.get(target, {}))
+    directory = made(once, fixture, target)
     manifest = json.loads((directory / MANIFEST).read_bytes())
     files = contents(directory, MANIFEST)
     assert {row["path"]: row["size"] for row in manifest["files"]} == {name: len(files[name]) for name in files}
@@ -111,15 +119,17 @@ def test_every_byte_is_under_a_digest(fixture: Fixture, target: str, once: Once)
 def test_same_inputs_give_the_same_bytes_however_they_are_worked_on(
     fixture: Fixture, target: str, once: Once, tmp_path: Path
 ) -> None:
-    expected = contents(once(fixture, target, **PLANS.get(target, {})))
+    expected = contents(made(once, fixture, target))
     for workers in (1, 7):
-        again = converted(fixture, target, tmp_path / str(workers), workers=workers, **PLANS.get(target, {}))
+        again = converted(
+            given(fixture, target), target, tmp_path / str(workers), workers=workers, **PLANS.get(target, {})
+        )
         assert contents(again) == expected
 
 
 @every_target
 def test_nothing_in_an_artifact_tells_where_or_when_it_was_made(target: str, once: Once) -> None:
-    directory = once(LLAMA["megatron_lm"], target, **PLANS.get(target, {}))
+    directory = made(once, LLAMA["megatron_lm"], target)
     for name, content in contents(directory).items():
         assert str(directory.parent).encode() not in content, name
         assert str(LLAMA["megatron_lm"].path).encode() not in content, name
@@ -128,7 +138,7 @@ def test_nothing_in_an_artifact_tells_where_or_when_it_was_made(target: str, onc
 
 @every_target
 def test_an_altered_byte_is_noticed(target: str, tmp_path: Path) -> None:
-    directory = converted(LLAMA["nemo2"], target, tmp_path / "out", **PLANS.get(target, {}))
+    directory = converted(given(LLAMA["nemo2"], target), target, tmp_path / "out", **PLANS.get(target, {}))
     found = artifact_of(directory)
     for file in found.files:
         path = directory / file.path
@@ -141,6 +151,14 @@ def test_an_altered_byte_is_noticed(target: str, tmp_path: Path) -> None:
     artifact_of(directory)
 
 
+def given(fixture: Fixture, target: str) -> Fixture:
+    return fixture.seeing_both_ways if target in ENCODERS else fixture
+
+
+def made(once: Once, fixture: Fixture, target: str) -> Path:
+    return once(given(fixture, target), target, **PLANS.get(target, {}))
+
+
 def ledger(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / LEDGER).read_text().splitlines()]
 
@@ -148,6 +166,7 @@ def ledger(directory: Path) -> list[dict[str, Any]]:
 def _tensors(directory: Path) -> Any:
     """Every tensor in the files of an artifact, as the formats' own libraries list them."""
     import onnx
+    import torch
     from onnx import TensorProto
     from safetensors import safe_open
 
@@ -162,6 +181,12 @@ def _tensors(directory: Path) -> Any:
         for tensor in onnx.load(path, load_external_data=False).graph.initializer:
             if where := {entry.key: entry.value for entry in tensor.external_data}:
                 yield (where["location"], tensor.name), (names[tensor.data_type], tuple(tensor.dims))
+    for path in directory.glob("*.pt"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript as a whole
+            held = torch.jit.load(path).state_dict()  # type: ignore[no-untyped-call]
+        for name, tensor in held.items():
+            yield (path.name, name), (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
 
 
 def _strings(content: bytes) -> set[str]:

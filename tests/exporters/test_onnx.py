@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from nemoport.errors import UnsupportedInput, UsageError
 from nemoport.exporters.checkpoint import Checkpoint, Model, Output
 from nemoport.exporters.dtypes import words
-from nemoport.exporters.targets import onnx as target
 from nemoport.exporters.rope import tables
+from nemoport.exporters.targets import onnx as target
 from nemoport.exporters.tensor import Held, LazyTensor, Zeros, cut, nbytes, read
 from nemoport.spec import (
     Attention,

@@ -9,8 +9,8 @@ import pytest
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from nemoport.exporters.dialects.rows import scaling_of, to_scaling
 from nemoport.exporters import rope as onnx
+from nemoport.exporters.dialects.rows import scaling_of, to_scaling
 from nemoport.reference import rope as reference
 from nemoport.spec import Rope, YarnScaling
 

@@ -34,9 +34,7 @@ def _module(members: Mapping[str, Any], path: tuple[str, ...], spec: ModelSpec, 
         type=_type(members, path, spec),
         parameters=tuple(name for name, inner in members.items() if inner is None),
         buffers=buffers,
-        modules={
-            name: _module(inner, (*path, name), spec, ()) for name, inner in members.items() if inner is not None
-        },
+        modules={name: _module(inner, (*path, name), spec, ()) for name, inner in members.items() if inner is not None},
     )
 
 
