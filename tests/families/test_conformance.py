@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import onnxruntime
@@ -120,9 +121,13 @@ def write(output: Output, directory: Path) -> None:
     for file in output.files:
         with (directory / file.path).open("wb") as stream:
             stream.write(file.header)
-            for slot, offset in zip(file.slots, file.offsets, strict=True):
+            pieces = {
+                offset: read(slot.tensor).tobytes() for slot, offset in zip(file.slots, file.offsets, strict=True)
+            }
+            sealed = file.seal([crc32(content) for content in pieces.values()]) if file.seal else {}
+            for offset, content in {**pieces, **sealed}.items():
                 stream.seek(offset)
-                stream.write(read(slot.tensor).tobytes())
+                stream.write(content)
     for name, content in output.sidecars.items():
         (directory / name).write_bytes(content)
 

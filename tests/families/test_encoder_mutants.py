@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
@@ -22,7 +23,7 @@ from nemoport.validation import Report, Request, validate
 from .encoders import CASES, save
 from .test_mutants import MARGIN, attribute, bypassed, constant, in_model, say
 
-PLANS = {"hf": Plan(), "onnx": Plan(dtype="float32")}
+PLANS = {"hf": Plan(), "onnx": Plan(dtype="float32"), "torchscript": Plan(dtype="float32")}
 
 
 def instead(of: str, by: str, at: str, *nodes: onnx.NodeProto) -> Change:
@@ -52,6 +53,27 @@ def pooled_by(mode: str) -> Change:
     return in_json("1_Pooling/config.json", lambda config: {key: key == f"pooling_mode_{mode}" for key in config})
 
 
+def in_code(old: str, new: str) -> Change:
+    """Other words in a script, which are no longer than those that they replace."""
+
+    def change(opened: Opened) -> None:
+        content = opened.files["model.pt"]
+        code, places = bytes(content), 0
+        for found in re.finditer(re.escape(old.encode()), code):
+            content[slice(*found.span())] = np.frombuffer(new.ljust(len(old)).encode(), np.uint8)
+            places += 1
+        assert places
+
+    return change
+
+
+def slowed(opened: Opened) -> None:
+    (frequencies,) = opened.named("frequencies0")
+    frequencies /= 2
+
+
+SEEN = """own = torch.unsqueeze(places, 0) == torch.unsqueeze(places, 1)
+    visible = torch.unsqueeze(torch.unsqueeze(real, 1), 1) | own"""
 NOT_NORMALIZED = in_json("modules.json", lambda modules: modules[:2])
 POOLED_BY_FIRST = instead(
     "pool.shares",
@@ -109,24 +131,64 @@ MUTANTS: dict[str, dict[str, dict[str, Change]]] = {
             "norm of embeddings missing": bypassed("LayerNormalization", "embed_norm"),
             "gelu of the other kind": attribute("Gelu", "approximate", "tanh"),
         },
+        "torchscript": {
+            "pooled by the first token": in_code("torch.to(real, 6) / count", "torch.to(counted==0, 6)"),
+            "padding pooled": in_code("torch.to(real, 6) / count", "(real == real) / count"),
+            "not normalized": in_code("pooled / torch.clamp_min(torch.norm(pooled, 2, [1], True), 1e-12)", "pooled"),
+            "token types ignored": in_code("torch.embedding(self.token_types.weight, token_type_ids)", "0"),
+            "causal mask left on": in_code(
+                SEEN,
+                "visible = torch.tril((torch.diag(places + 1) > 0) | torch.unsqueeze(torch.unsqueeze(real, 1), 1))",
+            ),
+            "padding seen": in_code("torch.unsqueeze(torch.unsqueeze(real, 1), 1) | own", "own | ~own"),
+            "positions count padding": in_code(
+                "torch.clamp_min(torch.cumsum(real, 1) - 1, 0)", "torch.cumsum(real+1>0, 1)-1"
+            ),
+            "norms exchanged": exchange_tensors("layers.1.attn_norm.weight", "layers.1.ffn_norm.weight"),
+            "norms of attention missing": in_code(
+                "x = __torch__.normed(x, self.attn_norm.weight, self.attn_norm.bias)", "x = x"
+            ),
+            "norm of embeddings missing": in_code(
+                "__torch__.normed(x, self.embed_norm.weight, self.embed_norm.bias)", "x"
+            ),
+            "a layer missing": in_code('(getattr(layers, "1")).forward(x, visible)', "x"),
+        },
     },
-    "roberta": {"onnx": {"positions from 1": constant(r"float32\.2\.0", 1.0)}},
+    "roberta": {
+        "onnx": {"positions from 1": constant(r"float32\.2\.0", 1.0)},
+        "torchscript": {"positions from 1": in_code("counted + 2", "counted + 1")},
+    },
     "bert classifier": {
         "onnx": {
             "labels in another order": shift_rows("head.weight"),
             "bias of labels zeroed": fill("head.bias", 0),
             "tanh of the pooler missing": bypassed("Tanh", "pooler.tanh"),
-        }
+        },
+        "torchscript": {
+            "labels in another order": shift_rows("head.weight"),
+            "bias of labels forgotten": in_code("self.head.weight, self.head.bias", "self.head.weight"),
+            "tanh of the pooler missing": in_code("torch.tanh(", "("),
+        },
     },
     "llama": {
         "hf": {"not normalized": NOT_NORMALIZED, "pooled by the last token": pooled_by("lasttoken")},
         "onnx": {"causal mask left on": CAUSAL, "padding pooled": PADDING_POOLED},
+        "torchscript": {
+            "turned the other way": in_code("first * cos - second * sin", "first * cos + second * sin"),
+            "turned half as fast": slowed,
+            "heads of keys in turns": in_code("torch.repeat_interleave(k, 3, 1)", "torch.tile(k, [1, 3, 1, 1])"),
+            "up forgotten": in_code("* torch.linear(seen, ffn.up.weight)", ""),
+        },
     },
     "llama reranker": {
         "hf": {"temperature missing": say("temperature", 1.0), "pooled by the first token": say("pooling", "cls")},
         "onnx": {"temperature missing": bypassed("Div", "logits"), "causal mask left on": CAUSAL},
+        "torchscript": {"temperature missing": in_code("logits / 0.7", "logits")},
     },
-    "matryoshka": {"onnx": {"dimensions ignored": bypassed("Mul", r"pooled\.cut")}},
+    "matryoshka": {
+        "onnx": {"dimensions ignored": bypassed("Mul", r"pooled\.cut")},
+        "torchscript": {"dimensions ignored": in_code(") < dimensions)", ") < 999999)")},
+    },
 }
 EVERY = {
     f"{case}, {target}: {name}": (case, target, change)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from nemoport.validation.texts import alone, texts
 from .encoders import CASES, SIZES, Array, Case, Saved, answers, loaded, save
 
 torch.set_num_threads(1)
+PROGRAMS = ("onnx", "torchscript")
+"""Targets that say all of a model: its weights and what is computed with them."""
+every_program = pytest.mark.parametrize("to", PROGRAMS)
 
 
 @pytest.fixture(scope="module", params=list(CASES.values()), ids=list(CASES))
@@ -53,13 +57,28 @@ def close(found: Array, wanted: Array) -> None:
 
 
 def run(path: Path, prompt: Prompt) -> Array:
+    """An artifact's own answer, in its runtime."""
+    given = {"input_ids": prompt.tokens, "attention_mask": prompt.mask, "token_type_ids": prompt.token_types}
+    given |= {"dimensions": None if prompt.dimensions is None else prompt.dimensions[:, None]}
+    execute = run_script if (path / "model.pt").exists() else run_graph
+    return execute(path, {name: array for name, array in given.items() if array is not None})
+
+
+def run_graph(path: Path, given: dict[str, Array]) -> Array:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = onnxruntime.InferenceSession(path / "model.onnx", options, providers=["CPUExecutionProvider"])
-    given = {"input_ids": prompt.tokens, "attention_mask": prompt.mask, "token_type_ids": prompt.token_types}
-    given |= {"dimensions": None if prompt.dimensions is None else prompt.dimensions[:, None]}
     (answer,) = session.run(None, {each.name: given[each.name] for each in session.get_inputs()})
     found: Array = answer
+    return found
+
+
+def run_script(path: Path, given: dict[str, Array]) -> Array:
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # of TorchScript as a whole
+        module = torch.jit.load(path / "model.pt").eval()  # type: ignore[no-untyped-call]
+        asked = [argument.name for argument in module.forward.schema.arguments[1:]]
+        found: Array = module(**{name: torch.from_numpy(given[name]) for name in asked}).numpy()
     return found
 
 
@@ -73,8 +92,9 @@ def test_the_reference_answers_as_transformers_does(saved: Saved) -> None:
         close(found, saved.answers(prompt))
 
 
-def test_the_graph_answers_as_transformers_does(saved: Saved, tmp_path: Path) -> None:
-    made = converted(saved.path, "onnx", tmp_path / "out")
+@every_program
+def test_what_is_written_answers_as_transformers_does(saved: Saved, to: str, tmp_path: Path) -> None:
+    made = converted(saved.path, to, tmp_path / "out")
     for prompt in asked(saved):
         close(run(made, prompt), saved.answers(prompt))
 
@@ -101,7 +121,10 @@ def test_pooling_is_described_for_sentence_transformers(saved: Saved, tmp_path: 
     assert [name for name, yes in flags.items() if yes is True] == [f"pooling_mode_{mode}"]
 
 
-@pytest.mark.parametrize("to, dtype", [("hf", None), ("onnx", "float32"), ("onnx", "float16")])
+@pytest.mark.parametrize(
+    "to, dtype",
+    [("hf", None), *((to, dtype) for to in PROGRAMS for dtype in ("float32", "float16")), ("torchscript", "bfloat16")],
+)
 def test_everything_written_is_proven(saved: Saved, to: str, dtype: str | None, tmp_path: Path) -> None:
     report = validate(Request(subject=converted(saved.path, to, tmp_path / "out", dtype=dtype)))
     assert report.passed, [check for check in report.checks if not check.passed]
@@ -118,8 +141,9 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     return save(CASES["bert"], tmp_path_factory.mktemp("bert") / "model")
 
 
-def test_the_inputs_are_those_of_embedding_servers(saved: Saved, tmp_path: Path) -> None:
-    signature = read_manifest(converted(saved.path, "onnx", tmp_path / "out")).signature
+@every_program
+def test_the_inputs_are_those_of_embedding_servers(saved: Saved, to: str, tmp_path: Path) -> None:
+    signature = read_manifest(converted(saved.path, to, tmp_path / "out")).signature
     assert signature
     types = ["token_type_ids"] * (saved.case.words.get("type_vocab_size", 2) > 1 and "Llama" not in saved.case.kind)
     assert [each.name for each in signature.inputs] == ["input_ids", "attention_mask", *types]
@@ -127,9 +151,10 @@ def test_the_inputs_are_those_of_embedding_servers(saved: Saved, tmp_path: Path)
     assert all(each.shape[0] == "batch" for each in (*signature.inputs, *signature.outputs))
 
 
-def test_a_matryoshka_model_is_cut_before_it_is_normalized(bert: Saved, tmp_path: Path) -> None:
+@every_program
+def test_a_matryoshka_model_is_cut_before_it_is_normalized(bert: Saved, to: str, tmp_path: Path) -> None:
     config = {"is_matryoshka": True}
-    made = converted(bert.path, "onnx", tmp_path / "out", config)
+    made = converted(bert.path, to, tmp_path / "out", config)
     (_, prompt, *_) = texts(source.model(bert.path, config).spec, 4)
     assert prompt.dimensions is not None
     found, whole = run(made, prompt), bert.answers(prompt)
@@ -139,17 +164,19 @@ def test_a_matryoshka_model_is_cut_before_it_is_normalized(bert: Saved, tmp_path
     assert validate(Request(subject=made)).passed
 
 
-def test_an_answer_does_not_depend_on_what_is_asked_of_its_neighbours(bert: Saved, tmp_path: Path) -> None:
+@every_program
+def test_an_answer_does_not_depend_on_what_is_asked_of_its_neighbours(bert: Saved, to: str, tmp_path: Path) -> None:
     config = {"is_matryoshka": True}
-    made = converted(bert.path, "onnx", tmp_path / "out", config)
+    made = converted(bert.path, to, tmp_path / "out", config)
     (_, prompt, *_) = texts(source.model(bert.path, config).spec, 4)
     each = np.concatenate([run(made, row) for row in alone(prompt)])
     close(run(made, prompt), each)
 
 
-def test_a_text_of_nothing_but_padding_gives_numbers(bert: Saved, tmp_path: Path) -> None:
+@every_program
+def test_a_text_of_nothing_but_padding_gives_numbers(bert: Saved, to: str, tmp_path: Path) -> None:
     """A server may pad a batch with empty rows; the others must not notice."""
-    made = converted(bert.path, "onnx", tmp_path / "out")
+    made = converted(bert.path, to, tmp_path / "out")
     (_, prompt, *_) = texts(source.model(bert.path).spec, 3)
     before = run(made, prompt)
     prompt.mask[1] = 0

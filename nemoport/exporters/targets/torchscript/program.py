@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from nemoport.artifact import Signature
 from nemoport.exporters.formats.torchscript import Module
 from nemoport.exporters.targets.torchscript.modules import layers
-from nemoport.spec import Activation, Dense, ModelSpec, Rope
+from nemoport.spec import Activation, Attention, Dense, ModelSpec, Rope
 
 NUMBERS = {"float32": 6, "float16": 5, "bfloat16": 15}
 """Of dtypes, which the code calls by number (c10/core/ScalarType.h)."""
@@ -26,7 +26,6 @@ def program(spec: ModelSpec, root: Module, signature: Signature, dtype: str) -> 
     environment = Environment(  # noqa: S701  what is written is no page
         loader=PackageLoader("nemoport"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    mixers = [block.mixer for block in spec.blocks]
     return environment.get_template("torchscript.py.txt").render(
         spec=spec,
         norm=spec.norm,
@@ -37,7 +36,7 @@ def program(spec: ModelSpec, root: Module, signature: Signature, dtype: str) -> 
         answers=signature.outputs[0].name,
         ropes=ropes(spec),
         turns={"pairs" if rope.interleaved else "halves" for rope in ropes(spec)},
-        qk_norm=any(mixer.qk_norm for mixer in mixers),
+        qk_norm=any(isinstance(mixer, Attention) and mixer.qk_norm for mixer in spec.mixers),
         activation=_activation,
         least=LEAST,
         float32=NUMBERS["float32"],
