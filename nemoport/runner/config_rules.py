@@ -8,7 +8,7 @@ from typing import Any
 
 from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.runner.ensembles.wiring import check_wiring
-from nemoport.runner.model_config import KINDS, ModelConfig
+from nemoport.runner.model_config import KINDS, ModelConfig, platforms
 
 REFUSED = {  # fields whose meaning this runner cannot keep, with what they would need
     "sequence_batching": "sequence batching",
@@ -98,9 +98,8 @@ def _check_backend(config: ModelConfig) -> None:
             f"Invalid model name: Could not determine backend for model '{name}' with no backend in model "
             "configuration. Expected model name of the form 'model.<backend_name>'."
         )
-    for kind in KINDS:
-        if kind.backend == backend and platform not in (kind.platforms or ("",)):
-            raise DamagedInput(f"unexpected 'platform' and 'backend' pair, got:{platform}, {backend}")
+    if any(kind.backend == backend for kind in KINDS) and platform not in (platforms(backend) or ("",)):
+        raise DamagedInput(f"unexpected 'platform' and 'backend' pair, got:{platform}, {backend}")
 
 
 def _check_tensor(tensor: Any, kind: str, config: ModelConfig) -> None:

@@ -16,7 +16,17 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from nemoport.errors import DamagedInput
 
-__all__ = ["KINDS", "Kind", "ModelConfig", "as_json", "data_type", "normalised", "read_config", "with_backend"]
+__all__ = [
+    "KINDS",
+    "Kind",
+    "ModelConfig",
+    "as_json",
+    "data_type",
+    "normalised",
+    "platforms",
+    "read_config",
+    "with_backend",
+]
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,7 @@ KINDS = (  # in the order in which Triton looks for them
     Kind("onnxruntime", ("onnxruntime_onnx",), "model.onnx"),
     Kind("openvino", (), "model.xml"),
     Kind("pytorch", ("pytorch_libtorch",), "model.pt"),
-    Kind("torch_aoti", ("torch_aoti",), "model.pt2"),
+    Kind("pytorch", ("torch_aoti",), "model.pt2"),
     Kind("python", (), "model.py"),
     Kind("vllm", (), "model.json"),
     Kind("reference", (), "config.json"),  # ours: an artifact for an engine, as it is
@@ -46,6 +56,11 @@ _INTEGERS_OF_64_BITS = (
     FieldDescriptor.TYPE_FIXED64,
     FieldDescriptor.TYPE_SFIXED64,
 )
+
+
+def platforms(backend: str) -> tuple[str, ...]:
+    """That go with a backend, the one that it has when none is said first; none where it has no such names."""
+    return tuple(platform for kind in KINDS if kind.backend == backend for platform in kind.platforms)
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -61,10 +76,10 @@ def with_backend(config: ModelConfig, directory_name: str, files: Collection[str
     done.name = done.name or directory_name
     if done.platform == _ENSEMBLE:
         return done
-    if not done.backend:
-        done.backend = next((kind.backend for kind in KINDS if _says(kind, done, files)), "")
+    if not done.backend and (said := next((kind for kind in KINDS if _says(kind, done, files)), None)):
+        done.backend, done.platform = said.backend, done.platform or next(iter(said.platforms), "")
     for kind in KINDS:
-        if kind.backend == done.backend:
+        if kind.backend == done.backend and done.platform in ("", *kind.platforms):
             done.platform = done.platform or next(iter(kind.platforms), "")
             done.default_model_filename = done.default_model_filename or kind.file
     return done

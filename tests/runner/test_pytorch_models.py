@@ -168,6 +168,20 @@ def test_what_triton_does_not_load_is_not_loaded(
         loaded(tmp_path, **words)
 
 
+@pytest.mark.parametrize(
+    "said",
+    ['platform: "torch_aoti"', 'backend: "pytorch" platform: "torch_aoti"', ""],
+    ids=["platform", "both", "file"],
+)
+def test_a_package_of_aotinductor_is_refused_with_its_reason(said: str, tmp_path: Path) -> None:
+    (tmp_path / "m/1").mkdir(parents=True)
+    (tmp_path / "m/1/model.pt2").write_bytes(b"PK")
+    tensors = " ".join(f"{kind} [ {TENSOR.format(kind, 'TYPE_FP32')} ]" for kind in ("input", "output"))
+    write_config(tmp_path / "m", f"{said} {tensors}")
+    with pytest.raises(UnsupportedInput, match=r"platform torch_aoti: model\.pt2 is native code of AOTInductor"):
+        load_version(tmp_path / "m", "1")
+
+
 def test_optional_inputs_are_refused(tmp_path: Path) -> None:
     name = loaded(tmp_path).name
     path = tmp_path / name / "config.pbtxt"

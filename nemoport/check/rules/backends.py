@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from nemoport.check.finding import Problem, Rewrite
 from nemoport.check.rules.row import Rule, nearest, some
 from nemoport.check.subject import Subject
-from nemoport.runner.model_config import KINDS
+from nemoport.runner.model_config import KINDS, platforms
 
 PLATFORMS = {platform: kind.backend for kind in KINDS for platform in kind.platforms} | {"ensemble": ""}
 BACKENDS = (
-    *(kind.backend for kind in KINDS),
+    *dict.fromkeys(kind.backend for kind in KINDS),
     *("tensorrtllm", "tensorflow", "dali", "fil", "identity", "repeat", "square", "implicit_state"),
 )
 """The backends of Triton's own containers and repositories."""
@@ -49,14 +49,13 @@ def contradiction(subject: Subject) -> Iterator[Problem]:
     if written is None or not (written.backend and written.platform):
         return
     backend, platform = written.backend, written.platform
-    platforms = {kind.backend: kind.platforms for kind in KINDS}
     if platform == "ensemble":
         yield Problem(("backend",), f"an ensemble has the backend {backend}", "none", "take the backend away")
-    elif platforms.get(backend) and platform not in platforms[backend]:
+    elif (known := platforms(backend)) and platform not in known:
         yield Problem(
             ("platform",),
             f"backend {backend} and platform {platform} contradict each other",
-            f"platform {platforms[backend][0]}, or none",
+            f"platform {some(known)}, or none",
             "take the platform away",
         )
     elif PLATFORMS.get(platform, backend) != backend:

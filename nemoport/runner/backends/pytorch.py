@@ -29,6 +29,7 @@ from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.signature import TensorSignature
 from nemoport.runner.tensors import Array
 
+AOTI = "torch_aoti"
 TYPES = {  # as ModelConfigDataTypeToTorchType in src/libtorch_utils.cc: bfloat16 is not among them
     "TYPE_BOOL": "bool",
     "TYPE_UINT8": "uint8",
@@ -48,6 +49,11 @@ def gpus() -> tuple[int, ...]:
 
 def load(version_directory: Path, config: ModelConfig, placement: Placement, *, complete: bool) -> TorchSession:
     path = version_directory / config.default_model_filename
+    if config.platform == AOTI:
+        raise UnsupportedInput(
+            f"model '{config.name}' is of platform {AOTI}: {path.name} is native code of AOTInductor for one kind of "
+            "processor, which Triton 26.03 and later load; this runner executes TorchScript, platform pytorch_libtorch"
+        )
     if not path.is_file():
         raise DamagedInput(f"model '{config.name}' has no file {path}; it is what torch.jit.save writes")
     if find_spec("torch") is None:
