@@ -67,6 +67,26 @@ def test_writing_takes_no_more_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
+def test_an_archive_is_sealed_within_the_cap(tmp_path: Path) -> None:
+    """A model that sees both ways, whose tensors are read again for their checksums."""
+    spec = _of_bytes(16e9 if SOAK else 0.6e9)
+    path = FORMATS["megatron_lm"](tmp_path / "model", spec)
+    given, out = tmp_path / "config.json", tmp_path / "out"
+    given.write_text(json.dumps({"attn_mask_type": "padding"}))
+    arguments = ["convert", path, "--to", "torchscript", "--config", given, "-o", out]
+    running = subprocess.Popen(
+        [sys.executable, "-c", WITHOUT_WRITING, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    peak = _peak(running)
+    assert (out / "model.pt").stat().st_size > 0.8 * _bytes(spec)
+    assert 10 * 2**20 < peak < CAP, f"{peak / 2**20:.0f} MiB"
+    shutil.rmtree(out)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("method", ["int4", "fp8_dynamic"] if SOAK else ["fp8_dynamic"])
 def test_quantizing_streams_within_the_cap(method: str, tmp_path: Path) -> None:
     spec = _of_bytes(16e9 if SOAK else 1e9)

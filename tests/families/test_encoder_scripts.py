@@ -18,6 +18,7 @@ from torch.jit._fuser import optimized_execution
 
 from nemoport import reference
 from nemoport.errors import UnsupportedInput, UsageError
+from nemoport.exporters import convert
 from nemoport.exporters.checkpoint import Model, Slot
 from nemoport.exporters.formats import stored_zip, torchscript
 from nemoport.exporters.targets import torchscript as target
@@ -201,6 +202,12 @@ def test_plans_that_one_module_has_no_place_for_are_refused(
 ) -> None:
     with pytest.raises(error, match=reason):
         target.output(unwritten(ENCODER, tmp_path), Plan(**plan))
+
+
+def test_pt2_is_refused_with_its_reason(tmp_path: Path) -> None:
+    """Before anything is read: the source need not be there."""
+    with pytest.raises(UnsupportedInput, match=r"--to pt2 is not written: .*AOTInductor.*use --to torchscript or onnx"):
+        convert.plan(tmp_path / "nowhere", "pt2", tmp_path / "out", plan=Plan())
 
 
 def test_a_block_that_the_script_has_no_words_for_is_refused(tmp_path: Path) -> None:

@@ -246,6 +246,22 @@ def test_what_is_no_torchscript_is_refused(content: bytes, tmp_path: Path) -> No
         load_version(tmp_path / model, "1")
 
 
+def test_a_damaged_archive_is_loaded_or_refused(tmp_path: Path) -> None:
+    """One byte is another, or the end is missing: torch raises errors of many kinds."""
+    path = tmp_path / loaded(tmp_path).name / "1/model.pt"
+    whole, draw, refused = path.read_bytes(), np.random.default_rng(5), 0
+    for number in range(60):
+        content = bytearray(whole if number % 6 else whole[: draw.integers(len(whole))])
+        if content:
+            content[draw.integers(len(content))] ^= draw.integers(1, 256)
+        path.write_bytes(content)
+        try:
+            load_version(path.parents[1], "1")
+        except DamagedInput as error:
+            refused += "torch cannot load" in str(error) or "inputs, model provides" in str(error)
+    assert refused > 20
+
+
 def test_a_pickle_in_the_place_of_an_archive_runs_nothing(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:

@@ -70,8 +70,9 @@ def load(version_directory: Path, config: ModelConfig, placement: Placement, *, 
             warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as a whole
             module = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
         arguments = module.forward.schema.arguments[1:]
-    except (RuntimeError, ValueError, AttributeError) as error:
-        raise DamagedInput(f"torch cannot load {path}: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # of damaged archives torch raises whatever it stumbles over
+        said = str(error).strip() or type(error).__name__
+        raise DamagedInput(f"torch cannot load {path}: {said.splitlines()[0]}") from error
     return TorchSession(module, arguments, device, config)
 
 
@@ -113,7 +114,8 @@ class TorchSession:
             with torch.inference_mode():
                 answer = self._module(given) if self._by_name else self._module(*given.values())
         except Exception as error:  # whatever a model raises
-            raise Refusal(f"PyTorch execute failure: {str(error).strip().splitlines()[-1]}", Code.INTERNAL) from error
+            said = str(error).strip() or type(error).__name__
+            raise Refusal(f"PyTorch execute failure: {said.splitlines()[-1]}", Code.INTERNAL) from error
         several = answer if isinstance(answer, tuple) else (answer,)
         if not all(isinstance(each, torch.Tensor) for each in several):
             raise Refusal(
