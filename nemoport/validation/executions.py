@@ -116,16 +116,7 @@ _PACKED = "ONNX Runtime rounds the inputs of packed linears to 8 bits, so logits
 
 
 @contextmanager
-def served_graph(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
-    yield from _served(subject, options, weights.of_graph)
-
-
-@contextmanager
-def served_script(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
-    yield from _served(subject, options, weights.of_script)
-
-
-def _served(subject: Subject, options: LoadOptions, held: Held) -> Iterator[Execution]:
+def served(subject: Subject, options: LoadOptions, *, held: Held) -> Iterator[Execution]:
     """On the runner's own path: the version loaded under its config, real requests over HTTP."""
     with in_repository(subject) as (model, version):
         loaded = load_version(model, version, options)
@@ -172,8 +163,8 @@ EXECUTIONS: dict[str, Callable[[Subject, LoadOptions], AbstractContextManager[Ex
     "vllm": below,
     "llmapi": below,
     "trtllm": ranks,
-    "onnx": served_graph,
-    "torchscript": served_script,
+    "onnx": partial(served, held=weights.of_graph),
+    "torchscript": partial(served, held=weights.of_script),
 }
 
 

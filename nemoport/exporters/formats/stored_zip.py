@@ -83,21 +83,19 @@ class Member:
 
 def file(path: str, members: Mapping[str, bytes], slots: Sequence[tuple[str, Slot]]) -> TensorFile:
     """The file that holds these members and after them these tensors, each under the name that goes with it."""
-    given = _placed(0, ((name, len(content)) for name, content in members.items()))
-    given = [replace(each, crc=crc32(content)) for each, content in zip(given, members.values(), strict=True)]
-    header = bytearray()
-    for each, content in zip(given, members.values(), strict=True):
-        header += each.local() + content
+    contents = list(members.values())
+    given = _summed(_placed(0, zip(members, map(len, contents), strict=True)), map(crc32, contents))
+    header = b"".join(each.local() + content for each, content in zip(given, contents, strict=True))
     waiting = _placed(len(header), ((name, nbytes(slot.tensor)) for name, slot in slots))
 
     def seal(checksums: Sequence[int]) -> Mapping[int, bytes]:
-        written = [replace(each, crc=crc) for each, crc in zip(waiting, checksums, strict=True)]
+        written = _summed(waiting, checksums)
         every = [*given, *written]
         return {each.start: each.local() for each in written} | {every[-1].end: _directory(every)}
 
     return TensorFile(
         path=path,
-        header=bytes(header),
+        header=header,
         slots=tuple(slot for _, slot in slots),
         offsets=tuple(each.content for each in waiting),
         seal=seal,
@@ -110,6 +108,10 @@ def _placed(start: int, sizes: Iterable[tuple[str, int]]) -> list[Member]:
         found.append(Member(name.encode("ascii"), start, size))
         start = found[-1].end
     return found
+
+
+def _summed(members: Sequence[Member], checksums: Iterable[int]) -> list[Member]:
+    return [replace(each, crc=crc) for each, crc in zip(members, checksums, strict=True)]
 
 
 def _directory(members: Sequence[Member]) -> bytes:
