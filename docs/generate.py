@@ -12,7 +12,7 @@ from nemoport.check.table import TABLE
 from nemoport.exporters import methods
 from nemoport.exporters.rules import Column
 from nemoport.exporters.targets import hf
-from nemoport.validation import fidelity
+from nemoport.validation import fidelity, likeness
 
 DOCS = Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", DOCS / "check.md", DOCS / "quantization.md")
@@ -30,6 +30,7 @@ def tables() -> dict[str, str]:
             "`--quantize` | `--to` | `--dialect` | ModelOpt's word | takes from calibration | divides | loaded by",
             _methods(),
         ),
+        "likeness": _table("of an encoder's | measure | bound", _likeness()),
         "gates": _table("weights of | methods | divergence | perplexity | another likeliest token", _gates()),
     }
 
@@ -62,7 +63,7 @@ def _families() -> Iterator[str]:
         targets = [*_whole(columns), *(["trtllm"] if "trtllm" in columns else []), "onnx"]
         targets += ["torchscript"] * encodes
         quantized = [target for naming, target in _QUANTIZED.items() if _quantizes(columns, naming)]
-        quantized += ["onnx"] * (not encodes)
+        quantized.append("onnx")
         words = ", ".join(sources), _code(targets), _code(quantized) or "-"
         yield f"`{name}` | {_first_sentence(module.__doc__ or '')} | {' | '.join(words)}"
 
@@ -106,6 +107,13 @@ def _gates() -> Iterator[str]:
         of = ", ".join(f"`{name}`" for name, encoding in encodings.items() if encoding.bits == bits)
         other = f"at most {gate.disagree:.0%}" if gate.disagree is not None else "not bounded"
         yield f"{bits} bits | {of} | KL at most {gate.kl_mean} | at most {gate.perplexity:+.0%} | {other}"
+
+
+def _likeness() -> Iterator[str]:
+    yield f"vectors | one less the mean cosine with the source's | at most {likeness.TURNED}"
+    yield f"vectors | of each text's {likeness.NEAREST} nearest, those that are others | at most {likeness.LOST:.0%}"
+    yield f"labels | mean divergence | KL at most {likeness.DIVERGED}"
+    yield f"labels | pairs of texts that change places | at most {likeness.MOVED:.0%}"
 
 
 def _code(words: Iterable[str]) -> str:

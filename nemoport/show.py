@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nemoport.exporters.convert import Row
     from nemoport.pipeline import Joined, Need, Planned
     from nemoport.pipeline.run import Step
-    from nemoport.validation.report import Check, Fidelity, Quantization, Report, Service, Summary
+    from nemoport.validation.report import Check, Measured, Quantization, Report, Service, Summary
 
 _out = Console(highlight=False)
 if not _out.is_terminal:  # a log or a pipe has no width, and a line in it is a line
@@ -132,9 +132,9 @@ def _answers(found: Report) -> None:
 
 def _quantization(found: Quantization) -> None:
     seen = f", calibrated ({found.calibration[:12]})" if found.calibration else ""
-    excluded = f"{len(found.excluded)}: {', '.join(found.excluded)}"
+    excluded = f"{len(found.excluded)}: {', '.join(found.excluded)}" if found.excluded else "no linear of a layer"
     rows = [("quantized", f"{found.method} ({found.algorithm}){seen}"), ("left plain", excluded)]
-    pairs([*rows, ("artifact", _fidelity(found.found)), ("source in bfloat16", _fidelity(found.floor))])
+    pairs([*rows, ("artifact", _measures(found.found)), ("source in bfloat16", _measures(found.floor))])
     table(
         [
             {"worst linears": name, "relative error": f"{each.relative:.1e}", "SQNR": f"{each.sqnr:.1f} dB"}
@@ -143,11 +143,8 @@ def _quantization(found: Quantization) -> None:
     )
 
 
-def _fidelity(found: Fidelity) -> str:
-    return (
-        f"KL {found.kl_mean:.1e} (p99 {found.kl_p99:.1e}), top-1 {found.top1:.3f}, "
-        f"perplexity {found.perplexity:.3f} ({found.ratio - 1:+.2%})"
-    )
+def _measures(found: Measured) -> str:
+    return ", ".join(f"{name} {said}" for name, said in found.measures.items())
 
 
 def _service(model: str, found: Service) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import tritonclient.http as triton
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from test_road import said, served
+from validation.mutants import Change, Opened, mutate
 
 from nemoport.exporters import convert, stream
 from nemoport.spec import Plan
@@ -96,6 +98,57 @@ def test_half_precision_keeps_the_direction(artifact: Path, tmp_path: Path) -> N
     stream.run(convert.plan(MODEL, "onnx", tmp_path / "half", plan=Plan(dtype="float16")))
     (found,) = graph(tmp_path / "half").run(None, batch())
     assert (found * RECORDED["embeddings"]).sum(axis=1).min() > 0.9999
+
+
+METHODS = ("int8", "int8_dynamic")
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    place = tmp_path_factory.mktemp("quantized")
+
+    def made(method: str) -> Path:
+        if not (out := place / method).exists():
+            said("convert", MODEL, "--to", "onnx", "--quantize", method, "-o", out)
+        return out
+
+    return made
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_8_bits_keep_the_direction_and_the_neighbours(method: str, quantized: Callable[[str], Path]) -> None:
+    session = graph(quantized(method))
+    (together,) = session.run(None, batch())
+    each = np.concatenate([session.run(None, row)[0] for row in rows()])
+    assert (together * RECORDED["embeddings"]).sum(axis=1).mean() > 0.995
+    assert apart(each, together) < 1e-3  # of one text no more than rounding hangs on the others
+    found = said("validate", quantized(method))["models"][0]["answers"]
+    assert found["passed"], found["checks"]
+    assert found["quantization"]["found"]["cosine_mean"] > 0.998
+    assert found["quantization"]["found"]["nearest"] > 0.95
+
+
+def reciprocal(opened: Opened) -> None:
+    for stored in opened.stored:
+        if stored.name.endswith(".scale"):
+            stored.array[...] = 1 / stored.array
+
+
+def of_the_next_layer(opened: Opened) -> None:
+    scales = {stored.name: stored.array.copy() for stored in opened.stored if stored.name.endswith(".scale")}
+    for stored in opened.stored:
+        if stored.name in scales:
+            layer = int(stored.name.split(".")[1])
+            stored.array[...] = scales[stored.name.replace(f".{layer}.", f".{(layer + 1) % 6}.", 1)]
+
+
+@pytest.mark.parametrize("method, change", [("int8", reciprocal), ("int8_dynamic", of_the_next_layer)])
+def test_a_wrong_scale_fails_by_fields_answers_and_cost(
+    method: str, change: Change, quantized: Callable[[str], Path], tmp_path: Path
+) -> None:
+    report = validate(Request(subject=mutate(quantized(method), tmp_path / "mutant", change), against=MODEL))
+    failed = {check.name.partition(" on ")[0].partition(":")[0] for check in report.checks if not check.passed}
+    assert failed == {"weights of the recipe", "embeddings of the recipe", "direction", "neighbours"}
 
 
 def test_the_road_from_the_directory_to_vectors(artifact: Path, tmp_path: Path) -> None:

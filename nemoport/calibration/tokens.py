@@ -56,7 +56,7 @@ def read(path: Path, tokenizer: Tree | None, limits: Limits, option: str = "--ca
         return Tokens(_ids(path, option)[: limits.samples, : limits.length])
     encode = _encoder(tokenizer)
     ids: list[int] = []
-    for text in _texts(path, option):
+    for text in texts(path, option):
         ids += encode(text)
         if len(ids) >= limits.samples * limits.length:
             break
@@ -80,7 +80,7 @@ def _ids(path: Path, option: str) -> NDArray[np.int64]:
     return ids
 
 
-def _texts(path: Path, option: str) -> Iterator[str]:
+def texts(path: Path, option: str) -> Iterator[str]:
     """Paragraph by paragraph, or the `text` of line after line."""
     with path.open(encoding="utf-8", errors="strict") as file:
         try:

@@ -17,9 +17,10 @@ QUANTIZERS = "nemoport.exporters.quantizers"
 
 
 def algorithms() -> dict[str, ModuleType]:
-    """ModelOpt's word -> the quantizer whose encoding it means; several may share one."""
+    """ModelOpt's word -> the quantizer whose encoding it means; several may share one, and some have none."""
     found = plugins.load_all(QUANTIZERS).items()
-    return {module.ALGORITHM: module for name, module in found if module.encoding(None).method == name}
+    own = (module for name, module in found if module.encoding(None).method == name)
+    return {module.ALGORITHM: module for module in own if module.ALGORITHM}
 
 
 @dataclass(frozen=True)

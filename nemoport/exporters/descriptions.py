@@ -13,6 +13,7 @@ from nemoport.exporters.encoding import Encoded, Encoding
 from nemoport.exporters.rules import bindings
 from nemoport.exporters.source import FAMILIES
 from nemoport.exporters.tensor import LazyTensor
+from nemoport.spec import LanguageModel
 from nemoport.spec import tensors as specs_of
 
 DESCRIPTION = "hf_quant_config.json"
@@ -32,7 +33,8 @@ def described(
 
 def left_plain(model: Model, tensors: Mapping[str, LazyTensor]) -> list[str]:
     """What a description lists as not quantized, in Hugging Face's names: the ends, and plain matrices of layers."""
-    specs, found = specs_of(model.spec), set(modelopt.ALWAYS_EXCLUDED)
+    writes = isinstance(model.spec.head, LanguageModel)
+    specs, found = specs_of(model.spec), set(modelopt.ALWAYS_EXCLUDED if writes else ())
     column = plugins.load(FAMILIES, model.spec.family).COLUMNS.get("huggingface")
     for binding in bindings(column.rules, specs) if column else ():
         for part in binding.parts:

@@ -245,7 +245,7 @@ def _description(chosen: Chosen, excluded: list[str]) -> Quantized:
     said = {
         "where": "--quantize",
         "producer": f"nemoport {__version__}",
-        "algorithm": algorithm,
+        "algorithm": algorithm or recipe.method,
         "kv_cache": kv_cache,
         "group": chosen.encoding.group,
         "excluded": tuple(excluded),

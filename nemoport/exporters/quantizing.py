@@ -62,7 +62,7 @@ class Quantizer(Protocol):
     """A module in `quantizers/`."""
 
     ALGORITHM: str
-    """ModelOpt's word for it."""
+    """ModelOpt's word for it; empty where it has none."""
     NEEDS: Mapping[str, tuple[str, ...]]
     """By dialect: the statistics without which it cannot be written there."""
     SHARES: Mapping[str, Shares]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nemoport.reference.decoder import Decoder
     from nemoport.reference.encoder import Encoder
     from nemoport.reference.ranks import RankedDecoder
-    from nemoport.reference.weights import Observer
+    from nemoport.reference.weights import Observer, Sight
 
 __all__ = [
     "device",
@@ -188,14 +188,16 @@ def load(
     device: str = "cpu",
     keep: int = 0,
     observe: Observer | None = None,
+    sight: Sight | None = None,
 ) -> Decoder:
-    """The model itself, checked: for those who call `hidden` and `logits` with a cache of their own."""
+    """The model itself, checked: for those who call `hidden` and `logits` with a cache of their own. `sight(name, x)`
+    is what a linear map sees of its input."""
     _need_torch()
     from nemoport.reference.decoder import Decoder
     from nemoport.reference.weights import Weights, check
 
     check(spec, weights)
-    return Decoder(spec, Weights(weights, dtype=dtype, device=device, keep=keep, observe=observe))
+    return Decoder(spec, Weights(weights, dtype=dtype, device=device, keep=keep, observe=observe, sight=sight))
 
 
 def load_encoder(
@@ -206,6 +208,7 @@ def load_encoder(
     device: str = "cpu",
     keep: int = 0,
     observe: Observer | None = None,
+    sight: Sight | None = None,
 ) -> Encoder:
     """The same of a model that answers texts with vectors or with logits over labels."""
     _need_torch()
@@ -213,7 +216,7 @@ def load_encoder(
     from nemoport.reference.weights import Weights, check
 
     check(spec, weights)
-    return Encoder(spec, Weights(weights, dtype=dtype, device=device, keep=keep, observe=observe))
+    return Encoder(spec, Weights(weights, dtype=dtype, device=device, keep=keep, observe=observe, sight=sight))
 
 
 def load_ranks(

@@ -24,6 +24,8 @@ FLOATS = {
 Observer = Callable[[str, Tensor], None]
 """Told the name (`layers.0.attn.q`) and the input [..., in] of every linear map, before it is applied; and of what an
 attention puts into its cache (`layers.0.attn.keys`, `values`), [..., head_dim]."""
+Sight = Callable[[str, Tensor], Tensor]
+"""What a linear map of that name sees of its input, as a runtime rounds it."""
 
 
 class Weights:
@@ -38,11 +40,12 @@ class Weights:
         device: str = "cpu",
         keep: int = 0,
         observe: Observer | None = None,
+        sight: Sight | None = None,
     ) -> None:
         if dtype not in FLOATS:
             raise UnsupportedInput(f"the reference does not compute in {dtype}; use {', '.join(FLOATS)}")
         self.lazy, self.dtype, self.device = lazy, FLOATS[dtype], _device(device)
-        self._room, self._observe = keep, observe
+        self._room, self._observe, self._sight = keep, observe, sight
         self._kept: dict[tuple[str, int, int], Tensor] = {}
 
     def read(self, name: str) -> Tensor:
@@ -69,6 +72,7 @@ class Weights:
     def linear(self, name: str, x: Tensor) -> Tensor:
         """x [..., in] @ weight [out, in] transposed, plus the bias where there is one."""
         self.observe(name, x)
+        x = self._sight(name, x) if self._sight else x
         bias = f"{name}.bias"
         return F.linear(x, self.read(f"{name}.weight"), self.read(bias) if bias in self.lazy else None)
 

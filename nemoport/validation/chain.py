@@ -23,7 +23,7 @@ from nemoport.runner.client import Client
 from nemoport.runner.model import LoadOptions
 from nemoport.runner.serve import serving
 from nemoport.runner.server import Server
-from nemoport.validation import weights
+from nemoport.validation import sights, weights
 from nemoport.validation.executions import ANY, Execution, graph_execution
 from nemoport.validation.subject import Subject
 from nemoport.validation.worded import members
@@ -73,7 +73,8 @@ def chained(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
                     for each in row
                     for share in weights.of_graph(each.files / GRAPH, made.spec)
                 )
-                answers = graph_execution(made, made.signature, client, loaded, held, place)
+                sight = sights.of_graphs([each.files / GRAPH for each in row], held)
+                answers = graph_execution(made, made.signature, client, loaded, held, sight, place)
                 yield replace(answers, notes=(*answers.notes, *_notes(server, row)))
         finally:
             server.close()

@@ -39,11 +39,8 @@ class Gate:
 FLOAT32 = Gate(relative=1e-5, worst=2e-5, kl_mean=1e-7)
 """float32 against float32: what another order of summation may make of it."""
 OVER_FLOOR = Gate(relative=1.5, worst=2.0, kl_mean=2.0)
-"""In 16 bits, no worse than this many times what the source itself loses in that dtype (an absolute bound would judge
-the dtype and not the export), and no better than float32 can be."""
-ROUNDED_INPUTS = Gate(relative=0.03, worst=0.1, kl_mean=5e-3)
-"""Where the runtime rounds what enters each linear to 8 bits, as ONNX Runtime does before packed weights: four
-times what that was seen to do, and far below what a wrong rope does. The fields are compared bit for bit beside it."""
+"""In 16 bits, or where the runtime rounds what enters linears, no worse than this many times what the source itself
+loses so (an absolute bound would judge the rounding and not the export), and no better than float32 can be."""
 OF_FEW = Gate(relative=5.0, worst=5.0, kl_mean=25.0)
 ENOUGH = 256
 """The same of an answer of so few numbers, a reranker's scores for example, that two draws of the same noise differ by
@@ -54,22 +51,19 @@ TOO_NOISY = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What the source answers to a prompt, and what it loses when computed in the artifact's dtype (None: float32)."""
+    """What the source answers to a prompt, and what it loses when computed as the artifact is: in its dtype, with the
+    inputs of linears rounded as there (None: in float32, with none)."""
 
     logits: Logits
     floor: Distance | None = None
     farthest: Distance | None = None
     """What it loses so at worst, in any prompt, where one prompt does not tell: at the worst position where a router
     chooses, since of two experts that the dtype cannot tell apart the artifact may take the other, at another position
-    than the source did; of the worst batch of texts where each has one answer, of numbers too few to tell noise by."""
-
-    rounded_inputs: bool = False
-    """Whether it is compared with what rounds the inputs of linears."""
+    than the source did; of the worst prompt where inputs are rounded, of which a short one has few; of the worst batch
+    of texts where each has one answer, of numbers too few to tell noise by."""
 
     @property
     def gate(self) -> Gate:
-        if self.rounded_inputs:
-            return ROUNDED_INPUTS
         if (floor := self.farthest or self.floor) is None:
             return FLOAT32
         over = OF_FEW if self.logits.ndim == 2 and self.logits.size < ENOUGH else OVER_FLOOR

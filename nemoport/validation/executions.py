@@ -28,7 +28,7 @@ from nemoport.runner.model import LoadOptions, ModelVersion, load_version
 from nemoport.runner.serve import serving
 from nemoport.runner.server import Server
 from nemoport.spec import LanguageModel, ModelSpec
-from nemoport.validation import quantized_ranks, weights
+from nemoport.validation import quantized_ranks, sights, weights
 from nemoport.validation.measures import Logits
 from nemoport.validation.prompts import Prompt
 from nemoport.validation.subject import Subject, in_repository
@@ -37,6 +37,7 @@ from nemoport.validation.weights import Share
 
 if TYPE_CHECKING:
     from nemoport.reference.decoder import Runs
+    from nemoport.reference.weights import Sight
 
 Array = NDArray[Any]
 Held = Callable[[Path, ModelSpec], tuple[Share, ...]]
@@ -63,8 +64,8 @@ class Execution:
     """Rows that it takes at once."""
     computes_in: str = "float32"
     gives: str = "logits"
-    rounds_inputs: bool = False
-    """It rounds what enters linears with packed weights."""
+    sight: Sight | None = None
+    """What it rounds of the input of a linear with packed weights."""
     notes: tuple[str, ...] = ()
 
 
@@ -112,7 +113,10 @@ def ranks(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
     )
 
 
-_PACKED = "ONNX Runtime rounds the inputs of packed linears to 8 bits, so logits have a wider bound; fields have none"
+_PACKED = (
+    "ONNX Runtime rounds the inputs of packed linears to 8 bits, so answers are held to what the reference loses when "
+    "it does so; fields are held to the bit"
+)
 
 
 @contextmanager
@@ -127,16 +131,22 @@ def served(subject: Subject, options: LoadOptions, *, held: Held) -> Iterator[Ex
             graph = model / version / loaded.config.default_model_filename
             made, holds = subject.artifact, held(graph, subject.artifact.spec)
             assert made.signature, "a graph has a signature"
-            yield graph_execution(made, made.signature, client, loaded, holds, place)
+            sight = sights.of_graphs([graph], holds)
+            yield graph_execution(made, made.signature, client, loaded, holds, sight, place)
 
 
 def graph_execution(
-    made: Artifact, signature: Signature, client: Client, loaded: ModelVersion, holds: tuple[Share, ...], place: str
+    made: Artifact,
+    signature: Signature,
+    client: Client,
+    loaded: ModelVersion,
+    holds: tuple[Share, ...],
+    sight: Sight | None,
+    place: str,
 ) -> Execution:
     """A model behind the protocol that has the signature of a graph."""
     spec, decoder = made.spec, GraphDecoder(client, loaded.name, signature)
     steps = isinstance(spec.head, LanguageModel)
-    packed = any(isinstance(share.tensor, Encoded) for share in holds)
     return Execution(
         by=f"the runner over HTTP, on {place}",
         holds=holds,
@@ -145,8 +155,8 @@ def graph_execution(
         batch=loaded.config.max_batch_size or ANY,
         computes_in=made.dtype,
         gives=answer_of(spec),
-        rounds_inputs=packed,
-        notes=(*loaded.notes, *((_PACKED,) if packed else ())),
+        sight=sight,
+        notes=(*loaded.notes, *((_PACKED,) if sight else ())),
     )
 
 
@@ -168,9 +178,11 @@ EXECUTIONS: dict[str, Callable[[Subject, LoadOptions], AbstractContextManager[Ex
 }
 
 
-def answering(spec: ModelSpec, weights: Mapping[str, LazyTensor], dtype: str = "float32") -> Callable[[Prompt], Logits]:
+def answering(
+    spec: ModelSpec, weights: Mapping[str, LazyTensor], dtype: str = "float32", sight: Sight | None = None
+) -> Callable[[Prompt], Logits]:
     """How the reference answers, whatever kind of model it is."""
-    how: dict[str, Any] = {"dtype": dtype, "keep": KEEP, "device": reference.device()}
+    how: dict[str, Any] = {"dtype": dtype, "keep": KEEP, "device": reference.device(), "sight": sight}
     if isinstance(spec.head, LanguageModel):
         return partial(ask, reference.load(spec, weights, **how))
     encoder = reference.load_encoder(spec, weights, **how)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nemoport.errors import CheckFailed, InputError, UnsupportedInput
+from nemoport.errors import UnsupportedInput
 from nemoport.exporters.encoding import Encoding
 from nemoport.validation.measures import Logits, log_softmax
 from nemoport.validation.passages import Passages
@@ -37,13 +37,6 @@ class Gate:
 GATES = {8: Gate(kl_mean=0.01, perplexity=0.01), 4: Gate(kl_mean=0.05, perplexity=0.05, disagree=0.1)}
 """By the bits of a weight, whatever the method and wherever it is written to."""
 
-NO_LANGUAGE_MODEL = Check(
-    name="what quantization costs",
-    passed=False,
-    found="a model without a language model's head, whose answers have no gate yet",
-    needed="a language model",
-)
-
 
 def gate(encoding: Encoding) -> Gate:
     if encoding.bits not in GATES:
@@ -64,19 +57,16 @@ def fidelities(asked: tuple[Prompt, ...], source: Answers, others: tuple[Answers
 def checks(found: Fidelity, allowed: Gate, text: Passages) -> Iterator[Check]:
     """One for each bound."""
     where = f"on {text.tokens.rows.size} tokens, {text.source}"
-    yield _check(f"divergence {where}", found.kl_mean, allowed.kl_mean, f"KL {{}} (p99 {found.kl_p99:.1e})", ".1e")
+    yield bounded(f"divergence {where}", found.kl_mean, allowed.kl_mean, f"KL {{}} (p99 {found.kl_p99:.1e})", ".1e")
     ratio = f"perplexity {found.perplexity:.3f}, {{}} beside the source's"
-    yield _check(f"perplexity {where}", found.ratio - 1, allowed.perplexity, ratio, "+.2%")
+    yield bounded(f"perplexity {where}", found.ratio - 1, allowed.perplexity, ratio, "+.2%")
     if allowed.disagree is not None:
         other = "another likeliest token at {}"
-        yield _check(f"likeliest tokens {where}", 1 - found.top1, allowed.disagree, other, ".2%")
+        yield bounded(f"likeliest tokens {where}", 1 - found.top1, allowed.disagree, other, ".2%")
 
 
-def refused(error: CheckFailed | InputError, text: Passages) -> Check:
-    return Check(name=f"text is answered: {text.source}", passed=False, found=str(error), needed="logits")
-
-
-def _check(name: str, found: float, bound: float, words: str, form: str) -> Check:
+def bounded(name: str, found: float, bound: float, words: str, form: str) -> Check:
+    """A measure below an upper bound, in words."""
     used = max(found, 0.0) / bound if np.isfinite(found) else float("inf")
     return Check(
         name=name,

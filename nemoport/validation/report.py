@@ -39,6 +39,63 @@ class Fidelity:
     ratio: float
     """Its perplexity over the source's."""
 
+    @property
+    def measures(self) -> dict[str, str]:
+        """In words, for people."""
+        return {
+            "tokens": str(self.positions),
+            "KL": f"{self.kl_mean:.1e}",
+            "KL p99": f"{self.kl_p99:.1e}",
+            "top-1": f"{self.top1:.3f}",
+            "perplexity": f"{self.perplexity:.3f}",
+            "more": f"{self.ratio - 1:+.2%}",
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Directions:
+    """How an embedding model's vectors lie, beside its source's."""
+
+    texts: int
+    cosine_mean: float
+    cosine_min: float
+    nearest: float
+    """The share of each text's ten nearest that are its ten nearest in the source too."""
+
+    @property
+    def measures(self) -> dict[str, str]:
+        return {
+            "texts": str(self.texts),
+            "mean cosine": f"{self.cosine_mean:.5f}",
+            "least cosine": f"{self.cosine_min:.5f}",
+            "nearest kept": f"{self.nearest:.1%}",
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """How a classifier or a reranker labels texts, beside its source."""
+
+    texts: int
+    kl_mean: float
+    kl_max: float
+    top1: float
+    moved: float
+    """The share of pairs of texts that a label puts in another order."""
+
+    @property
+    def measures(self) -> dict[str, str]:
+        return {
+            "texts": str(self.texts),
+            "KL": f"{self.kl_mean:.1e}",
+            "KL at most": f"{self.kl_max:.1e}",
+            "top-1": f"{self.top1:.3f}",
+            "pairs moved": f"{self.moved:.1%}",
+        }
+
+
+Measured = Fidelity | Directions | Labels
+
 
 @dataclass(frozen=True)
 class Rounding:
@@ -65,8 +122,8 @@ class Quantization:
     """What it was judged on."""
     digest: str
     """Of the tokens of that text."""
-    found: Fidelity
-    floor: Fidelity
+    found: Measured
+    floor: Measured
     """The source itself, computed in bfloat16."""
     linears: Mapping[str, Rounding]
 

@@ -18,11 +18,11 @@ from nemoport.exporters.dequantized import all_dequantized
 from nemoport.exporters.tensor import LazyTensor
 from nemoport.runner.model import LoadOptions
 from nemoport.spec import LanguageModel, Mixture, Recipe
-from nemoport.validation import chain, checks, fidelity, layers, worded
+from nemoport.validation import chain, checks, layers, worded
 from nemoport.validation.checks import Expected, counted
 from nemoport.validation.executions import EXECUTIONS, Execution, answering
+from nemoport.validation.judge import Judge, judge
 from nemoport.validation.measures import distance, each_position, farthest
-from nemoport.validation.passages import Passages, passages
 from nemoport.validation.prompts import LONGEST, Prompt, prompts, windows
 from nemoport.validation.recipe import requantized
 from nemoport.validation.report import Check, Quantization, Report
@@ -112,46 +112,35 @@ def _report(subject: Subject, model: Model, request: Request, made: Origin) -> R
         )
         if wanted.quantized is None or recipe is None:
             return replace(report, layers=layers.of_rounding(model, held, asked[0]))
-        if not isinstance(model.spec.head, LanguageModel):
-            return replace(report, checks=(*report.checks, fidelity.NO_LANGUAGE_MODEL))
-        judge = passages(model, request.text, made.calibration, recipe.calibration)
-        return _with_cost(report, model, wanted.quantized, recipe, execution, held, judge)
+        asked_of = judge(
+            model, wanted.quantized.encoding, execution.batch, request.text, made.calibration, recipe.calibration
+        )
+        report = replace(report, layers=layers.errors(model, held, asked[0]))
+        return _with_cost(report, model, wanted.quantized, recipe, execution, asked_of)
 
 
 def _with_cost(
-    report: Report,
-    model: Model,
-    made: Quantized,
-    recipe: Recipe,
-    execution: Execution,
-    held: Mapping[str, LazyTensor],
-    judge: Passages,
+    report: Report, model: Model, made: Quantized, recipe: Recipe, execution: Execution, asked: Judge
 ) -> Report:
     """What the quantization cost, beside the source as it was."""
-    asked = tuple(judge.prompts(execution.batch, model.spec.vocab_size))
     plain = all_dequantized(model.tensors)
-    others = (execution.logits, answering(model.spec, plain, FLOOR))
     try:
-        found, floor = fidelity.fidelities(asked, answering(model.spec, plain), others)
+        verdict = asked.judged(answering(model.spec, plain), execution.logits, answering(model.spec, plain, FLOOR))
     except (CheckFailed, InputError) as error:
-        return replace(report, checks=(*report.checks, fidelity.refused(error, judge)))
+        unanswered = Check(name=f"text is answered: {asked.source}", passed=False, found=str(error), needed="an answer")
+        return replace(report, checks=(*report.checks, unanswered))
     quantization = Quantization(
         method=recipe.method,
         algorithm=made.said["algorithm"],
         calibration=recipe.calibration,
         excluded=made.excluded,
-        text=judge.source,
-        digest=judge.tokens.digest,
-        found=found,
-        floor=floor,
+        text=asked.source,
+        digest=asked.digest,
+        found=verdict.found,
+        floor=verdict.floor,
         linears=roundings(model, execution.holds),
     )
-    return replace(
-        report,
-        checks=(*report.checks, *fidelity.checks(found, fidelity.gate(made.encoding), judge)),
-        layers=layers.errors(model, held, asked[0]),
-        quantization=quantization,
-    )
+    return replace(report, checks=(*report.checks, *verdict.checks), quantization=quantization)
 
 
 JUDGES = {"tokenizer": worded.tokenizer, "ensemble": worded.joined}
@@ -170,25 +159,21 @@ def _files_match(subject: Subject) -> Check:
 def _expected(
     model: Model, weights: Mapping[str, LazyTensor], execution: Execution, asked: tuple[Prompt, ...]
 ) -> dict[Prompt, Expected]:
-    """The source in float32, with its weights rounded as the artifact holds them; below float32, computed in the
-    artifact's dtype too."""
+    """The source in float32, with its weights rounded as the artifact holds them; where the artifact rounds more than
+    them, computed so too."""
     exact = answering(model.spec, weights)
     wanted = {prompt: exact(prompt) for prompt in asked}
-    rounds = execution.rounds_inputs
-    if execution.computes_in == "float32":
-        return {prompt: Expected(logits=logits, rounded_inputs=rounds) for prompt, logits in wanted.items()}
-    noisy = answering(model.spec, weights, execution.computes_in)
+    if execution.computes_in == "float32" and not execution.sight:
+        return {prompt: Expected(logits=logits) for prompt, logits in wanted.items()}
+    noisy = answering(model.spec, weights, execution.computes_in, execution.sight)
     pairs = {prompt: (counted(prompt, noisy(prompt)), counted(prompt, logits)) for prompt, logits in wanted.items()}
     floors = {prompt: distance(*pair) for prompt, pair in pairs.items()}
     worst = None
-    if not isinstance(model.spec.head, LanguageModel):
-        worst = farthest(floors.values())
-    elif any(isinstance(block.ffn, Mixture) for block in model.spec.blocks):
+    if any(isinstance(block.ffn, Mixture) for block in model.spec.blocks):
         worst = farthest(each for pair in pairs.values() for each in each_position(*pair))
-    return {
-        prompt: Expected(logits=logits, floor=floors[prompt], farthest=worst, rounded_inputs=rounds)
-        for prompt, logits in wanted.items()
-    }
+    elif execution.sight or not isinstance(model.spec.head, LanguageModel):
+        worst = farthest(floors.values())
+    return {prompt: Expected(logits=logits, floor=floors[prompt], farthest=worst) for prompt, logits in wanted.items()}
 
 
 def _notes(model: Model) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ from .modelopt import SPEC, save
 
 JUDGE = DATA / "modelopt"
 EXPORTS: dict[str, Any] = json.loads((JUDGE / "exports.json").read_text())
-METHODS = plugins.names(QUANTIZERS)
+METHODS = tuple(row.method for row in rows() if row.dialect == "modelopt" and row.loads)
 TO_TRTLLM = tuple(row.method for row in rows() if row.dialect == "trtllm" and row.loads)
 WIDE = replace(
     SPEC,
@@ -409,10 +409,10 @@ def refused(path: Path, at: Path, *more: object, code: int, to: str = "hf") -> s
 def test_what_the_table_refuses_is_refused_with_its_reason(tmp_path: Path) -> None:
     for row in rows():
         to = DIALECTS[row.dialect][0]
+        more = ("--quantize", row.method, *(("--dialect", row.dialect) if to == "hf" else ()))
         if row.refused:
-            assert row.refused in refused(JUDGE, tmp_path, "--quantize", row.method, to=to, code=3)
+            assert row.refused in refused(JUDGE, tmp_path, *more, to=to, code=3)
         elif row.needs and row.method != "nvfp4":
-            more = ("--quantize", row.method, *(("--dialect", row.dialect) if to == "hf" else ()))
             assert "with --calib FILE" in refused(JUDGE, tmp_path, *more, to=to, code=2)
     assert "no quantizer is called 'fp9'" in refused(JUDGE, tmp_path, "--quantize", "fp9", code=2)
 

@@ -19,21 +19,24 @@ from ml_dtypes import bfloat16
 from numpy.typing import NDArray
 from onnxruntime.capi._pybind_state import quantize_matmul_4bits, quantize_matmul_8bits
 
-from nemoport import calibration, reference
-from nemoport.errors import DamagedInput
+from nemoport import calibration, plugins, reference
+from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.exporters import convert, stream
-from nemoport.exporters.dequantized import all_dequantized, dequantized
+from nemoport.exporters.dequantized import QUANTIZERS, all_dequantized, dequantized
 from nemoport.exporters.encoding import Encoded
 from nemoport.exporters.job import Job
 from nemoport.exporters.methods import rows
+from nemoport.exporters.targets.onnx.latent import WHOLE
 from nemoport.exporters.targets.onnx.packed import Blocked, Flipped, Repeated, along_inputs, along_rows
+from nemoport.exporters.targets.onnx.quantized import LAYOUTS
 from nemoport.exporters.tensor import Held, LazyTensor, read
 from nemoport.exporters.words import spec_of, words_of
-from nemoport.spec import ModelSpec, Plan, Recipe, tensors
+from nemoport.spec import Mixture, ModelSpec, Plan, Recipe, tensors
 from nemoport.validation import weights
 
 from . import made
 from .commands import command, sentence
+from .dynamic import products
 from .test_quantize import WIDE, statistics_for
 
 Array = NDArray[Any]
@@ -41,6 +44,14 @@ Array = NDArray[Any]
 DEMO = Path(__file__).parents[2] / "examples/demo"
 METHODS = tuple(row.method for row in rows() if row.dialect == "onnx" and row.loads)
 PROFILES = ("portable", "ort")
+WRITTEN = [
+    (method, profile)
+    for method in METHODS
+    for profile in PROFILES
+    if (plugins.load(QUANTIZERS, method).encoding(None).method, profile) in LAYOUTS
+]
+UNROUNDED = [each for each in WRITTEN if each[0] != "int8_dynamic"]
+"""What can be asked to leave its inputs as they are."""
 OWN_ROUNDING = "session.qdq_matmulnbits_accuracy_level"
 """1 where the input is not to be rounded to INT8."""
 SIZES = {
@@ -83,14 +94,14 @@ def normal(spec: ModelSpec) -> dict[str, LazyTensor]:
     return found
 
 
-def job(spec: ModelSpec, at: Path, method: str, profile: Any, group: int | None = None) -> Job:
+def job(spec: ModelSpec, at: Path, method: str, profile: Any, group: int | None = None, **recipe: Any) -> Job:
     path = at / "model"
     if not path.exists():
         made.save_huggingface(path, spec, normal(spec))
     found = None
     if method == "int4_awq":
         found = calibration.from_statistics(statistics_for(spec, at / "statistics.npz"))
-    plan = Plan(recipe=Recipe(method=method, group=group), profile=profile, dtype="float32")
+    plan = Plan(recipe=Recipe(method=method, group=group, **recipe), profile=profile, dtype="float32")
     return convert.plan(path, "onnx", at / f"{method}-{profile}", plan=plan, calibration=found)
 
 
@@ -113,7 +124,7 @@ def unrounded(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path.with_name("unrounded.onnx"), options)
 
 
-def logits(session: onnxruntime.InferenceSession, ids: Array) -> Array:
+def inputs(session: onnxruntime.InferenceSession, ids: Array) -> dict[str, Array]:
     given = {
         "input_ids": ids,
         "attention_mask": np.ones_like(ids),
@@ -123,12 +134,15 @@ def logits(session: onnxruntime.InferenceSession, ids: Array) -> Array:
         if each.name not in given:
             shape = [{"batch": len(ids), "past": 0}.get(axis, axis) for axis in each.shape]
             given[each.name] = np.zeros(shape, np.float32)
-    answer: Array = session.run(["logits"], given)[0]
+    return given
+
+
+def logits(session: onnxruntime.InferenceSession, ids: Array) -> Array:
+    answer: Array = session.run(["logits"], inputs(session, ids))[0]
     return answer
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method, profile", UNROUNDED)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_a_graph_answers_as_the_reference_on_the_dequantized_weights(
     spec: ModelSpec, method: str, profile: str, tmp_path: Path
@@ -144,8 +158,24 @@ def test_a_graph_answers_as_the_reference_on_the_dequantized_weights(
     np.testing.assert_allclose(found, truth, rtol=0, atol=3e-5 * np.abs(truth).max())
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_dynamic_linears_round_every_token_by_itself(spec: ModelSpec, tmp_path: Path) -> None:
+    exclude: tuple[str, ...] = ()
+    if any(isinstance(block.ffn, Mixture) for block in spec.blocks):
+        with pytest.raises(UnsupportedInput, match="of an expert, which may see no token"):
+            job(spec, tmp_path, "int8_dynamic", "portable")
+        exclude = ("*.experts.*",)
+    planned = job(spec, tmp_path, "int8_dynamic", "portable", exclude=exclude)
+    path = written(planned)
+    onnx.checker.check_model(path, full_check=True)
+    given = inputs(onnxruntime.InferenceSession(path), np.random.default_rng(1).integers(0, spec.vocab_size, (2, 7)))
+    for product in (found := list(products(path, given))):
+        np.testing.assert_allclose(product.y, product.wanted, rtol=0, atol=1e-5 * np.abs(product.wanted).max())
+    quantized = {name for name, tensor in planned.model.tensors.items() if isinstance(tensor, Encoded)}
+    assert {f"{product.linear}.weight" for product in found} == {name for name in quantized if not name.endswith(WHOLE)}
+
+
+@pytest.mark.parametrize("method, profile", WRITTEN)
 def test_the_weights_read_back_are_those_that_were_rounded(method: str, profile: str, tmp_path: Path) -> None:
     planned = job(WIDE, tmp_path, method, profile)
     held = weights.of_graph(written(planned), WIDE)
@@ -260,8 +290,14 @@ def held_out() -> Array:
     return np.array([[256, *fable.encode()[:150]] for fable in told], np.int64)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize(("method", "group", "most", "agree"), [("int4", 32, 0.05, 0.9), ("int8", None, 0.01, 0.97)])
+@pytest.mark.parametrize(
+    ("method", "group", "most", "agree", "profile"),
+    [
+        *(("int4", 32, 0.05, 0.9, profile) for profile in PROFILES),
+        *(("int8", None, 0.01, 0.97, profile) for profile in PROFILES),
+        ("int8_dynamic", None, 0.01, 0.97, "portable"),
+    ],
+)
 def test_a_trained_model_answers_nearly_as_before(
     method: str, group: int | None, most: float, agree: float, profile: Any, tmp_path: Path
 ) -> None:
@@ -302,6 +338,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
     "nothing to put in its operators": (("--profile", "ort"), 2, "differs in quantized linears only"),
     "a group that divides nothing": (("--quantize", "int4", "--group", "48"), 2, "use 128, 64, 32, 16"),
     "a group of a method that has none": (("--quantize", "int8", "--group", "32"), 2, "leave --group out"),
+    "operators for what has none": (("--quantize", "int8_dynamic", "--profile", "ort"), 2, "leave --profile ort out"),
+    "integers in 16 bits": (("--quantize", "int8_dynamic", "--dtype", "float16"), 2, "use --dtype float32"),
     "a group without a method": (("--group", "32"), 2, "go with --quantize"),
 }
 

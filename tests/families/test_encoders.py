@@ -20,7 +20,7 @@ from nemoport.exporters import convert, source, stream
 from nemoport.runner.backends import reference as backend
 from nemoport.runner.instances import Placement
 from nemoport.runner.model_config import ModelConfig
-from nemoport.spec import Classifier, Embedding, Plan, Recipe
+from nemoport.spec import Classifier, Embedding, Plan
 from nemoport.validation import Request, validate
 from nemoport.validation.prompts import Prompt
 from nemoport.validation.texts import alone, texts
@@ -218,11 +218,6 @@ def test_what_is_not_computed_is_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=reason):
         source.model(changed(bert, tmp_path / "model", **files))
-
-
-def test_an_encoder_is_not_quantized(saved: Saved, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedInput, match="written for models that give text"):
-        converted(saved.path, "hf", tmp_path / "out", recipe=Recipe(method="int8"))
 
 
 def test_no_text_is_asked_of_an_encoder(bert: Saved, tmp_path: Path) -> None:

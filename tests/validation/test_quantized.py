@@ -24,7 +24,7 @@ from nemoport.spec import Plan, Recipe
 from nemoport.validation import Report, Request, documents, validate
 from nemoport.validation.fidelity import GATES, gate
 from nemoport.validation.measures import distance
-from nemoport.validation.report import Section, Summary
+from nemoport.validation.report import Fidelity, Section, Summary
 
 from .mutants import Change, Opened, mutate
 from .wide import widened
@@ -97,6 +97,7 @@ def test_every_method_passes_on_a_trained_model(
     report = judged(made(method, to), sources, method)
     assert report.passed, report.checks
     assert report.quantization
+    assert isinstance(report.quantization.floor, Fidelity)
     assert report.quantization.floor.kl_mean < 1e-3
     linears = report.quantization.linears
     assert len(linears) == 4 * 7
@@ -128,8 +129,9 @@ def test_what_was_excluded_or_is_kept_in_the_cache_is_judged_too(sources: Mappin
     assert "model.layers.1.self_attn.o_proj" in report.quantization.excluded
 
 
-SCALES = r".*\.(weight_scale|weights_scaling_factor|per_channel_scale)"
+SCALES = r".*\.(weight_scale|weights_scaling_factor|per_channel_scale|scale)"
 SECOND = r".*\.(weight_scale_2|weights_scaling_factor_2)"
+SUMS = r".*\.sum"
 PRE_SCALES = r".*\.(pre_quant_scale|prequant_scaling_factor)"
 Array = NDArray[Any]
 
@@ -186,8 +188,9 @@ MUTANTS = {
     },
     **{
         f"a scale of another layer: {m}, {to}": (m, to, of_the_next_layer)
-        for m, to in [("fp8", "hf"), ("fp8", "trtllm"), ("int8", "hf"), ("int4_awq", "hf")]
+        for m, to in [("fp8", "hf"), ("fp8", "trtllm"), ("int8", "hf"), ("int4_awq", "hf"), ("int8_dynamic", "onnx")]
     },
+    "forgotten sums: int8_dynamic, onnx": ("int8_dynamic", "onnx", each(SUMS, np.zeros_like)),
 }
 MARGIN = 10
 """How far beyond a gate on text each of them lands at least."""
@@ -255,6 +258,7 @@ def test_without_a_text_the_source_itself_is_asked(
     assert report.passed, report.checks
     found = report.quantization
     assert found
+    assert isinstance(found.found, Fidelity)
     assert found.text == "sampled from the source"
     assert abs(np.log(found.found.ratio) - found.found.kl_mean) < 0.02
     assert validate(Request(subject=made("nvfp4", "hf"), against=sources["demo"])).quantization == found
@@ -277,6 +281,7 @@ def test_what_a_calibration_left_of_its_text_judges(sources: Mapping[str, Path],
         report = validate(Request(subject=tmp_path / "out"))
         assert report.passed, report.checks
         assert report.quantization
+        assert isinstance(report.quantization.found, Fidelity)
         texts[change] = (report.quantization.text, report.quantization.found.positions)
     assert texts["none"] == ("held out from text.npz", (len(rows) - 5) * 99)
     assert texts["another text"] == texts["gone"]

@@ -46,7 +46,7 @@ def encoding(group: int | None) -> Encoding:
             "trtllm": ("TensorRT-LLM 0.8 to 1.2 (trtllm-build)", "NIM 1.x"),
             "compressed-tensors": ("vLLM", "transformers with compressed-tensors"),
         },
-        refused={"onnx": "the graph rounds no input with a scale of its own; int8 is written"},
+        refused={"onnx": "the graph rounds no input with a scale of its own; int8 and int8_dynamic are written"},
     )
 
 

@@ -16,6 +16,8 @@ With `pp` there is a graph for each stage, in `stage0/`, `stage1/` and on, each 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from nemoport.artifact import Signature, Tensor
 from nemoport.errors import UnsupportedInput, UsageError
 from nemoport.exporters.checkpoint import Model, Output, Slot
@@ -66,7 +68,7 @@ def output(model: Model, plan: Plan) -> Output:
             **{f"{place}{GRAPH}": graph.serialize(signature) for place, graph, signature in made},
             **(beside(model.checkpoint) if len(stages) == 1 else {}),  # no server writes text with stages
         },
-        loads=tuple(each for each in LOADS[dtype] if plan.profile == "portable" or each.startswith("ONNX Runtime")),
+        loads=tuple(_loads(model, dtype, plan)),
         dtype=dtype,
         signature=whole,
         stages=each if len(stages) > 1 else (),
@@ -92,6 +94,15 @@ def _graph(model: Model, stage: Stage, dtype: str, profile: Profile) -> Graph:
         case head:
             encoder(graph, spec, stage, head, named, dtype)
     return graph
+
+
+def _loads(model: Model, dtype: str, plan: Plan) -> Iterator[str]:
+    """Of a quantized model, those that load its linears and the dtype of the rest, in the words of the narrower."""
+    linears = model.quantized.encoding.loads[quantized.DIALECT] if model.quantized else LOADS[dtype]
+    for engine in ("ONNX Runtime", "TensorRT") if plan.profile == "portable" else ("ONNX Runtime",):
+        said = [each for known in (linears, LOADS[dtype]) for each in known if each.startswith(engine)]
+        if len(said) == 2:
+            yield max(said, key=len)
 
 
 def _check(dtype: str, plan: Plan) -> None:

@@ -45,11 +45,13 @@ class Graph:
         self._offsets: list[int] = []
         self._initializers: dict[str, TensorProto] = {}
         self._nodes: list[NodeProto] = []
+        self._made: set[str] = set()
         self._told: dict[str, str] = {}
         self._packed: dict[str, Packed] = {}
 
     def add(self, op: str, name: str, *inputs: str, **attributes: int | float | str | list[int]) -> str:
         self._nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        self._made.add(name)
         return name
 
     def top(self, name: str, x: str, count: int) -> tuple[str, str]:
@@ -60,7 +62,7 @@ class Graph:
 
     def has(self, name: str) -> bool:
         """Whether a node makes this value already."""
-        return any(node.name == name for node in self._nodes)
+        return name in self._made
 
     def reads(self) -> set[str]:
         """Every value that some node takes."""
@@ -87,6 +89,13 @@ class Graph:
         name = f"{dtype}.{value!r}"
         if name not in self._initializers:
             self._initializers[name] = helper.make_tensor(name, DTYPES[dtype].onnx, [], [value])
+        return name
+
+    def byte(self, value: int) -> str:
+        """A scalar of uint8: the zero point that says what is rounded to."""
+        name = f"uint8.{value}"
+        if name not in self._initializers:
+            self._initializers[name] = helper.make_tensor(name, TensorProto.UINT8, [], [value])
         return name
 
     def weight(self, slot: Slot, kind: int | None = None, dims: Sequence[int] | None = None) -> str:
