@@ -64,7 +64,9 @@ class Decoder:
 
 def enter(spec: ModelSpec, weights: Weights, embedded: Tensor, places: Places) -> Tensor:
     """What the first block sees of embeddings [batch, length, hidden]."""
-    x = embedded if spec.embedding_scale is None else embedded * spec.embedding_scale
+    x = embedded
+    if spec.embedding_scale is not None:
+        x = x * torch.tensor(spec.embedding_scale, dtype=x.dtype)  # rounded to it, as where the model was trained
     if spec.learned_positions:
         if (last := int(places.queries.max())) >= spec.longest:
             raise UsageError(f"position {last} is outside of the table of {spec.longest} learned positions")

@@ -91,7 +91,11 @@ def attend(
 ) -> Tensor:
     """softmax(q k scale) v for q [batch, heads, length, head_dim] and k, v [batch, kv_heads, positions, ...];
     query head i looks at KV head i // (heads / kv_heads). `scale` None is 1 / sqrt(head_dim). `sinks` [heads]: one more
-    score for every query, whose value is nothing."""
+    score for every query, whose value is nothing.
+
+    In 16 bits a kernel computes it that never rounds the scores, as those that serve do; it has no softcap or sink."""
+    if q.dtype.itemsize == 2 and softcap is None and sinks is None:
+        return _fused(q, k, v, visible, scale)
     kv_heads, head_dim = k.shape[1], q.shape[-1]
     q = q.reshape(len(q), kv_heads, -1, *q.shape[2:])  # [batch, kv_heads, heads / kv_heads, length, head_dim]
     scores = q @ k[:, :, None].transpose(-1, -2) * (scale or 1 / math.sqrt(head_dim))
@@ -103,6 +107,15 @@ def attend(
         wide = torch.cat([wide, sinks.to(wide.dtype).view(kv_heads, -1, 1, 1).expand(*wide.shape[:-1], 1)], dim=-1)
     shares = wide.softmax(-1)[..., : k.shape[2]].to(v.dtype)
     return (shares @ v[:, :, None]).flatten(1, 2)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float | None) -> Tensor:
+    """As transformers has torch compute it: which kernel that is depends on how the mask is said."""
+    causal = torch.equal(visible, torch.ones_like(visible).tril())
+    mask = None if causal or bool(visible.all()) else visible[:, None]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
+    )
 
 
 def feed_forward(ffn: Dense, weights: Weights, name: str, x: Tensor) -> Tensor:

@@ -27,15 +27,16 @@ def frequencies(rope: Rope) -> Tensor:
 
 
 def rotate(x: Tensor, positions: Tensor, rope: Rope) -> Tensor:
-    """Turn the first `dims` of x [batch, heads, length, head_dim] by positions [batch, length]."""
+    """Turn the first `dims` of x [batch, heads, length, head_dim] by positions [batch, length]. Angles are float32,
+    their cosines and products of x's dtype, as in transformers and vLLM."""
     angles = positions[:, None, :, None] * frequencies(rope).to(x.device)
-    cos, sin = angles.cos() * rope.magnitude, angles.sin() * rope.magnitude
+    cos, sin = ((part * rope.magnitude).to(x.dtype) for part in (angles.cos(), angles.sin()))
     paired, rest = x[..., : rope.dims], x[..., rope.dims :]
     if rope.interleaved:
         first, second = paired[..., 0::2], paired[..., 1::2]
     else:
         first, second = paired.chunk(2, dim=-1)
-    turned = [part.to(x.dtype) for part in (first * cos - second * sin, second * cos + first * sin)]
+    turned = [first * cos - second * sin, second * cos + first * sin]
     placed = torch.stack(turned, dim=-1).flatten(-2) if rope.interleaved else torch.cat(turned, dim=-1)
     return torch.cat([placed, rest], dim=-1)
 

@@ -77,12 +77,16 @@ class Weights:
         return F.linear(x, self.read(f"{name}.weight"), self.read(bias) if bias in self.lazy else None)
 
     def norm(self, name: str, norm: Norm, x: Tensor) -> Tensor:
-        """Over the last axis, in float32 or wider."""
+        """Over the last axis, in float32 or wider. An RMS norm is rounded before its weight multiplies it (LlamaRMSNorm
+        of transformers, rms_norm of vLLM), one about zero after (GemmaRMSNorm)."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if norm.kind == "layer":
             wide = wide - wide.mean(-1, keepdim=True)
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)
-        weight = self.read(f"{name}.weight").to(wide.dtype)
+        weight = self.read(f"{name}.weight")
+        if norm.kind == "rms" and not norm.zero_centered:
+            return normed.to(x.dtype) * weight
+        weight = weight.to(wide.dtype)
         scaled = normed * (weight + 1 if norm.zero_centered else weight)
         return (scaled + self.read(f"{name}.bias") if norm.kind == "layer" else scaled).to(x.dtype)
 

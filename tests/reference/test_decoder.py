@@ -214,6 +214,21 @@ def test_layer_norm_plain_ffn_and_partial_rope_follow_their_papers() -> None:
     np.testing.assert_allclose(reference.logits(meaning, weights, ids, dtype="float64")[0], expected, rtol=1e-5)
 
 
+@every_model
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_16_bits_what_is_rounded_where_is_as_in_transformers(make: Make, dtype: str) -> None:
+    """Bit for bit, with the kernel for attention that it takes. Frequencies stay float32, as it loads them."""
+    model, ids = make(), tokens()
+    model.huggingface.set_attn_implementation("sdpa")
+    for parameter in model.huggingface.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    found = reference.logits(model.spec, model.weights, ids, dtype=dtype)
+    np.testing.assert_array_equal(found, answers(model.huggingface, ids))
+    mask = np.arange(17) >= np.array([[0], [6]])
+    found = reference.logits(model.spec, model.weights, ids, mask=mask, dtype=dtype)
+    np.testing.assert_array_equal(found[mask], answers(model.huggingface, ids, mask)[mask])
+
+
 def test_bfloat16_arithmetic_stays_near_float32() -> None:
     model = llama()
     ids = tokens()
