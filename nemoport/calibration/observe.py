@@ -24,18 +24,21 @@ class Input:
 
     amax: Tensor | float = 0.0
     total: Tensor | float = 0.0
+    """The means of batches, each times its tokens."""
     tokens: int = 0
     gram: Tensor | float = 0.0
     """x' x summed over tokens; where it is wanted."""
 
     def add(self, x: Tensor, with_gram: bool) -> None:
-        rows = x.reshape(-1, x.shape[-1]).float()
+        """A batch. Its means are rounded to its dtype, as ModelOpt's search takes them (`awq_lite` of 0.47)."""
+        rows = x.reshape(-1, x.shape[-1])
         size = rows.abs()
-        self.amax = torch.maximum(size.amax(0), torch.as_tensor(self.amax, device=x.device))
-        self.total = self.total + size.sum(0, dtype=torch.float64)
+        self.amax = torch.maximum(size.amax(0).float(), torch.as_tensor(self.amax, device=x.device))
+        self.total = self.total + size.mean(0).double() * len(rows)
         self.tokens += len(rows)
         if with_gram:
-            self.gram = self.gram + rows.T @ rows
+            wide = rows.float()
+            self.gram = self.gram + wide.T @ wide
 
 
 @dataclass
@@ -73,7 +76,8 @@ def observed(model: Model, tokens: Tokens, needs: tuple[str, ...]) -> Statistics
         arrays |= _arrays(seen, found, model)
         seen = Seen(with_gram, wanted)
     rows, length = tokens.rows.shape
-    return Statistics(arrays, {"tokens": tokens.digest, "rows": rows, "length": length, "computed in": model.dtype})
+    sizes = {"rows": rows, "length": length, "batch": tokens.batch}
+    return Statistics(arrays, {"tokens": tokens.digest, **sizes, "computed in": model.dtype})
 
 
 def _arrays(seen: Seen, found: tuple[Group, ...], model: Model) -> dict[str, Array]:

@@ -21,8 +21,8 @@ from nemoport.errors import DamagedInput, MissingPackage, UnsupportedInput, Usag
 from nemoport.exporters.formats.structured import LARGEST
 from nemoport.exporters.formats.tree import Tree, content
 
-BATCH = 4096
-"""Tokens that are run at once."""
+BATCH = 2
+"""Rows that are run at once, where nothing else is said."""
 _TEXT = "text"
 
 
@@ -32,28 +32,33 @@ class Limits:
     """Rows at most."""
     length: int = 512
     """Tokens of a row."""
+    batch: int = BATCH
+    """Rows that are run at once."""
 
 
 @dataclass(frozen=True)
 class Tokens:
     rows: NDArray[np.int64]
     """[rows, length]."""
+    batch: int = BATCH
+    """Rows that are run at once."""
 
     @property
     def digest(self) -> str:
-        return blake3(repr(self.rows.shape).encode() + np.ascontiguousarray(self.rows).tobytes()).hexdigest()
+        """Of all that the statistics depend on."""
+        shape = repr((*self.rows.shape, self.batch))
+        return blake3(shape.encode() + np.ascontiguousarray(self.rows).tobytes()).hexdigest()
 
     def batches(self) -> list[NDArray[np.int64]]:
-        step = max(1, BATCH // self.rows.shape[1])
-        return [self.rows[start : start + step] for start in range(0, len(self.rows), step)]
+        return [self.rows[start : start + self.batch] for start in range(0, len(self.rows), self.batch)]
 
 
 def read(path: Path, tokenizer: Tree | None, limits: Limits, option: str = "--calib") -> Tokens:
     """`option` is what the user gave the file with."""
-    if min(limits.samples, limits.length) < 1:
-        raise UsageError("--calib-samples and --calib-length count from 1 on")
+    if min(limits.samples, limits.length, limits.batch) < 1:
+        raise UsageError("--calib-samples, --calib-length and --calib-batch count from 1 on")
     if path.suffix == ".npz":
-        return Tokens(_ids(path, option)[: limits.samples, : limits.length])
+        return Tokens(_ids(path, option)[: limits.samples, : limits.length], limits.batch)
     encode = _encoder(tokenizer)
     ids: list[int] = []
     for text in texts(path, option):
@@ -64,7 +69,7 @@ def read(path: Path, tokenizer: Tree | None, limits: Limits, option: str = "--ca
         raise UsageError(f"{option} {path} holds no text: no token came of it; give text, or token ids in .npz")
     length = min(limits.length, len(ids))
     rows = min(limits.samples, len(ids) // length)
-    return Tokens(np.array(ids[: rows * length], np.int64).reshape(rows, length))
+    return Tokens(np.array(ids[: rows * length], np.int64).reshape(rows, length), limits.batch)
 
 
 def _ids(path: Path, option: str) -> NDArray[np.int64]:

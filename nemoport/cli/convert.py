@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ from nemoport.errors import UsageError
 @click.option("--calib", type=PATH, metavar="FILE", help="Text, JSONL with `text`, or token ids in .npz.")
 @click.option("--calib-samples", default=512, show_default=True, help="Rows of tokens to calibrate on, at most.")
 @click.option("--calib-length", default=512, show_default=True, help="Tokens of a row, at most.")
+@click.option("--calib-batch", default=2, show_default=True, help="Rows to run at once; means are rounded after each.")
 @click.option("--calib-stats", type=PATH, metavar="FILE", help="calibration.npz of an earlier run, or its directory.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Linears that stay as they are; repeatable.")
 @click.option("--requantize", is_flag=True, help="Undo a quantization that the source has, to quantize it anew.")
@@ -82,6 +84,7 @@ def convert(
     calib: Path | None,
     calib_samples: int,
     calib_length: int,
+    calib_batch: int,
     calib_stats: Path | None,
     exclude: tuple[str, ...],
     requantize: bool,
@@ -99,7 +102,8 @@ def convert(
     recipe, calibration = None, None
     if quantize:
         recipe = Recipe(method=quantize, kv_cache=kv_cache, exclude=exclude, group=group, requantize=requantize)
-        calibration = _calibration(path, config_file, calib, calib_samples, calib_length, calib_stats)
+        limits = {"samples": calib_samples, "length": calib_length, "batch": calib_batch}
+        calibration = _calibration(path, config_file, calib, calib_stats, limits)
     elif kv_cache or calib or calib_stats or exclude or group or requantize:
         raise UsageError(
             "--kv-cache, --calib, --exclude, --group and --requantize go with --quantize METHOD; say which method"
@@ -132,7 +136,11 @@ def convert(
 
 
 def _calibration(
-    checkpoint: Path, config_file: Path | None, calib: Path | None, samples: int, length: int, statistics: Path | None
+    checkpoint: Path,
+    config_file: Path | None,
+    calib: Path | None,
+    statistics: Path | None,
+    limits: Mapping[str, int],
 ) -> Any:
     from nemoport import calibration
 
@@ -141,6 +149,5 @@ def _calibration(
     if statistics:
         return calibration.from_statistics(statistics)
     if calib:
-        limits = calibration.Limits(samples=samples, length=length)
-        return calibration.from_tokens(calib, checkpoint, config(config_file), limits)
+        return calibration.from_tokens(calib, checkpoint, config(config_file), calibration.Limits(**limits))
     return None

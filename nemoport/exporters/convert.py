@@ -38,7 +38,7 @@ class Calibration:
     statistics: Callable[[Model, tuple[str, ...]], Statistics]
     """Of a model, those that are needed: may run it."""
     taken: Mapping[str, Any] | None = None
-    """The `path` of the file, and the `samples` and `length` that were taken of it at most."""
+    """The `path` of the file, and the `samples`, `length` and `batch` that were asked for."""
 
 
 def plan(

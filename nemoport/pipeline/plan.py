@@ -131,7 +131,7 @@ def _calibration(wanted: Wanted) -> Any:
         return calibration.from_statistics(given.statistics)
     if given.tokens is None:
         return None
-    sizes = {"samples": given.samples, "length": given.length}
+    sizes = {"samples": given.samples, "length": given.length, "batch": given.batch}
     limits = calibration.Limits(**{name: size for name, size in sizes.items() if size is not None})
     return calibration.from_tokens(given.tokens, wanted.source, _config(wanted), limits)
 

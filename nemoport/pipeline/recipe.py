@@ -22,6 +22,7 @@ class Calibrated:
     tokens: Path | None = None
     samples: int | None = None
     length: int | None = None
+    batch: int | None = None
     statistics: Path | None = None
 
 
@@ -171,6 +172,7 @@ def _wanted(path: Path, base: Path, name: str, words: Mapping[str, Any]) -> Want
             tokens=_path(base, said.get("calib")),
             samples=said.get("calib_samples"),
             length=said.get("calib_length"),
+            batch=said.get("calib_batch"),
             statistics=_path(base, said.get("calib_stats")),
         ),
         **{word: words[word] for word in rest if word in words},

@@ -53,16 +53,19 @@ def passages(model: Model, path: Path | None, calibration: Mapping[str, Any] | N
 
 def _held_out(model: Model, calibration: Mapping[str, Any], digest: str | None) -> Passages | None:
     """None where nothing is left, or the file is gone or another."""
-    path, samples, length = (calibration.get(key) for key in ("path", "samples", "length"))
-    if not isinstance(path, str) or not isinstance(samples, int) or not isinstance(length, int):
+    path = calibration.get("path")
+    samples, length, batch = (calibration.get(key) for key in ("samples", "length", "batch"))
+    if not isinstance(path, str) or not isinstance(samples, int):
         return None
-    limits = tokens.Limits(samples=samples + ROWS, length=length)
+    if not isinstance(length, int) or not isinstance(batch, int):
+        return None
+    limits = tokens.Limits(samples=samples + ROWS, length=length, batch=batch)
     try:
         rows = tokens.read(Path(path), model.checkpoint.tokenizer, limits).rows
     except (InputError, OSError):
         return None
     rest = rows[samples:, :LENGTH]
-    if not len(rest) or rest.shape[1] < 2 or tokens.Tokens(rows[:samples]).digest != digest:
+    if not len(rest) or rest.shape[1] < 2 or tokens.Tokens(rows[:samples], batch).digest != digest:
         return None
     return Passages(tokens.Tokens(rest), f"held out from {Path(path).name}")
 

@@ -8,7 +8,6 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -122,40 +121,6 @@ def test_ranks_equal_modelopts_export_bit_for_bit(method: str, tmp_path: Path) -
         }
     said = json.loads((out / "config.json").read_text())["quantization"]
     assert {key: said[key] for key in wanted["quantization"]} == wanted["quantization"]
-
-
-@cache
-def calibrated() -> Statistics:
-    """The reference's own activations, all there is to know of them."""
-    limits = calibration.Limits()
-    found = calibration.from_tokens(JUDGE / "tokens.npz", JUDGE, None, limits)
-    return found.statistics(source.model(JUDGE), ("amax", "mean", "losses", "keys", "values"))
-
-
-def test_activation_scales_are_modelopts_within_a_rounding(tmp_path: Path) -> None:
-    """ModelOpt computes with transformers' kernels, which round bfloat16 elsewhere: a step of bfloat16 apart."""
-    (tmp_path / "calibration.npz").write_bytes(statistics.to_bytes(calibrated()))
-    out = quantized(JUDGE, "hf", tmp_path / "out", "fp8", stats=tmp_path, kv_cache="fp8")
-    wanted = EXPORTS["hf fp8 kv"]["tensors"]
-    found = load_file(out / "model.safetensors")
-    assert set(found) == set(wanted)
-    scales = [name for name in wanted if name.endswith(("input_scale", "k_scale", "v_scale"))]
-    assert len(scales) == 9
-    for name in scales:
-        assert found[name].item() == pytest.approx(wanted[name][3], rel=2**-7), name
-
-
-def test_the_search_of_awq_chooses_as_well_on_the_references_activations() -> None:
-    """Where two exponents cost about the same, a rounding chooses; what is lost by it is nothing."""
-    theirs, _ = statistics.read(JUDGE / "statistics.npz")
-    ours = calibrated()
-    for name, losses in theirs.arrays.items():
-        if name.endswith("/losses"):
-            chosen = int(ours.arrays[name].argmin())
-            assert losses[chosen] < 1.01 * losses.min(), name
-            np.testing.assert_allclose(ours.arrays[name], losses, rtol=0.05, err_msg=name)
-    for name in ("layers.0.attn.q/mean", "layers.0.ffn.down/mean"):
-        np.testing.assert_allclose(ours.arrays[name], theirs.arrays[name], rtol=0.02)
 
 
 def statistics_for(spec: ModelSpec, path: Path) -> Path:

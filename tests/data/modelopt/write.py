@@ -26,6 +26,8 @@ from nemoport.exporters import source
 from nemoport.exporters.statistics import Statistics, to_bytes
 
 HERE = Path(__file__).parent
+BATCH = 2
+"""Rows: the means of ModelOpt's batches are rounded, so its pre-scales depend on it."""
 CONFIGS = {
     "fp8": "FP8_DEFAULT_CFG",
     "fp8_dynamic": "FP8_PER_CHANNEL_PER_TOKEN_CFG",
@@ -56,8 +58,8 @@ def loaded() -> Any:
 def run(model: Any) -> None:
     tokens = np.load(HERE / "tokens.npz")["tokens"]
     with torch.no_grad():
-        for start in range(0, len(tokens), 2):
-            model(torch.from_numpy(tokens[start : start + 2]))
+        for start in range(0, len(tokens), BATCH):
+            model(torch.from_numpy(tokens[start : start + BATCH]))
 
 
 def make_model() -> None:
@@ -114,6 +116,19 @@ def digests(path: Path) -> Iterator[tuple[str, list[Any]]]:
         )
 
 
+def make_losses() -> dict[str, list[float]]:
+    """What each exponent cost in awq_lite's search: the mean squared error of a linear's output in bfloat16."""
+    recipe = copy.deepcopy(mtq.INT4_AWQ_CFG)
+    recipe["algorithm"] = {"method": "awq_lite", "alpha_step": 0.1, "debug": True}
+    model, found = mtq.quantize(loaded(), recipe, run), {}
+    batches = len(np.load(HERE / "tokens.npz")["tokens"]) // BATCH
+    for name, module in model.named_modules():
+        if search := getattr(module, "awq_lite", None):
+            layer, place = name.split(".", 3)[2:]
+            found[f"layers.{layer}.{LINEARS[place]}"] = [loss / batches for loss in search.loss.values()]
+    return found
+
+
 def make_exports() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for method, config in CONFIGS.items():
@@ -149,4 +164,5 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     make_model()
     make_statistics()
-    (HERE / "exports.json").write_text(json.dumps(make_exports(), indent=1) + "\n")
+    found = {**make_exports(), "losses": make_losses()}
+    (HERE / "exports.json").write_text(json.dumps(found, indent=1) + "\n")
