@@ -177,7 +177,8 @@ class Encoded:
                     f"{each.name}, and cannot be cut at {what} {start} to {stop}; use a smaller tp"
                 )
             inner.append((start // step, -(-stop // step)))
-        return tensor.cut(tuple(inner)) if inner else tensor
+        whole = inner == [(0, size) for size in tensor.shape]
+        return tensor if whole else tensor.cut(tuple(inner))
 
 
 def constant(number: float, shape: tuple[int, ...], dtype: str) -> LazyTensor:
@@ -233,9 +234,9 @@ def join(layout: Layout, tensors: Sequence[LazyTensor], parts: Sequence[TensorSp
 
 
 def check_shared(each: Field, encoded: Sequence[Encoded]) -> None:
-    """Refuse weights that are to share a field and do not. Reads it, which is small."""
-    values = {bits(tensor) for tensor in _all_or_none(each, encoded)}
-    if len(values) > 1:
+    """Refuse weights that are to share a field and do not. Where it is not one tensor, it is read, which is small."""
+    found = _all_or_none(each, encoded)
+    if any(tensor is not found[0] for tensor in found) and len({bits(tensor) for tensor in found}) > 1:
         raise UnsupportedInput(
             f"{', '.join(one.name for one in encoded)} have each a {each.name} of their own where one for all is "
             "stored; that takes rounding them anew, which nemoport does not do to a quantized checkpoint; use --to hf"

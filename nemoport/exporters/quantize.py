@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from types import ModuleType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemoport import __version__, plugins
 from nemoport.errors import UnsupportedInput, UsageError
@@ -23,7 +25,7 @@ from nemoport.exporters.descriptions import described, left_plain
 from nemoport.exporters.encoding import Encoded, Encoding
 from nemoport.exporters.groups import Group, groups
 from nemoport.exporters.methods import packed_rows
-from nemoport.exporters.quantized import KV_CACHE
+from nemoport.exporters.quantized import with_kv_cache
 from nemoport.exporters.quantizing import Fields, Given, Shares
 from nemoport.exporters.rules import bindings, written
 from nemoport.exporters.smoothing import folded
@@ -41,6 +43,14 @@ NAMINGS = {"modelopt": "huggingface", "compressed-tensors": "huggingface", "trtl
 KV_CACHES = {"fp8": "FP8"}
 """What `--kv-cache` takes, in ModelOpt's words."""
 KV_NEEDS = ("keys", "values")
+KV_SCALES: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    "modelopt": {"k": ("k_scale", ("keys",)), "v": ("v_scale", ("values",))},
+    "compressed-tensors": {"k": ("k_scale", ("keys",)), "v": ("v_scale", ("values",))},
+    "trtllm": dict.fromkeys("qkv", ("kv_scale", KV_NEEDS)),
+}
+"""By dialect: the scale that each projection has, and of what."""
+KV_LEAST = {"trtllm": np.float32(1)}
+"""By dialect: ModelOpt 0.47 stores none below it (`get_kv_cache_scaling_factor`): E4M3 holds small keys as they are."""
 _KV_MOST = np.float32(448)
 _PRE_SCALE = "pre_scale"
 
@@ -75,9 +85,9 @@ def chosen(recipe: Recipe, to: str, target: ModuleType, calibrated: bool, wanted
     if recipe.kv_cache:
         if recipe.kv_cache not in KV_CACHES:
             raise UsageError(f"--kv-cache {recipe.kv_cache} is not known; use {', '.join(KV_CACHES)}")
-        if not any(dialect in each.forms for each in KV_CACHE):
-            raise UnsupportedInput(f"--kv-cache {recipe.kv_cache} is not written by --to {to} yet; use --to hf")
-        encoding, needs = replace(encoding, fields=(*encoding.fields, *KV_CACHE)), (*needs, *KV_NEEDS)
+        if dialect not in KV_SCALES:
+            raise UnsupportedInput(f"--kv-cache {recipe.kv_cache} is not written by --to {to}; use --to hf or trtllm")
+        encoding, needs = with_kv_cache(encoding, dialect), (*needs, *KV_NEEDS)
     if needs and not calibrated:
         takes = what if module.NEEDS[dialect] else f"--kv-cache {recipe.kv_cache}"
         raise UsageError(
@@ -104,6 +114,7 @@ def quantized(model: Model, chosen: Chosen, plan: Plan, statistics: Callable[[],
         if set(group.linears) & left:
             _check_whole(group, left)
             continue
+        caches = _caches(group, chosen, statistics)
         weights = {linear: _cast(model.tensors[f"{linear}.weight"], plan) for linear in group.linears}
         for linear, weight in weights.items():
             _check_shape(linear, weight, chosen)
@@ -120,7 +131,7 @@ def quantized(model: Model, chosen: Chosen, plan: Plan, statistics: Callable[[],
             for linear, fields in zip(linears, chosen.module.quantize(given), strict=True):
                 if group.norm and chosen.recipe.method in FOLDS.get(chosen.dialect, ()):
                     pre_scales[group.norm] = fields.pop(_PRE_SCALE)
-                fields |= _cache(linear, chosen, statistics)
+                fields |= caches.get(linear, {})
                 name = f"{linear}.weight"
                 made[name] = Encoded(name, weights[linear].shape, chosen.encoding, fields)
                 transforms[name] = _said(transforms.get(name), f"quantize {chosen.encoding.method}")
@@ -170,15 +181,19 @@ def _instead(chosen: Chosen) -> str:
     return f"--group {smaller}" if smaller else "int8" if chosen.dialect == "onnx" else "fp8_dynamic or int8"
 
 
-def _cache(linear: str, chosen: Chosen, statistics: Callable[[], Statistics] | None) -> Fields:
-    """The scale of what a projection puts into the cache."""
-    mixer, _, last = linear.rpartition(".")
-    what = {"k": ("k_scale", "keys"), "v": ("v_scale", "values")}.get(last)
-    if chosen.recipe.kv_cache is None or what is None or not mixer.endswith(".attn"):
+def _caches(group: Group, chosen: Chosen, statistics: Callable[[], Statistics] | None) -> Mapping[str, Fields]:
+    """By linear, the scale of what it puts into the cache."""
+    mixer, _, _ = group.name.rpartition(".")
+    if chosen.recipe.kv_cache is None or not mixer.endswith(".attn"):
         return {}
     assert statistics is not None
-    field, seen = what
-    return {field: solved((), "float32", lambda: np.array(_cache_scale(statistics(), mixer, seen)))}
+    rows, least = KV_SCALES[chosen.dialect], KV_LEAST.get(chosen.dialect, np.float32(0))
+
+    def scale(seen: tuple[str, ...]) -> NDArray[np.float32]:
+        return np.array(max(least, *(_cache_scale(statistics(), mixer, what) for what in seen)))
+
+    scales = {field: solved((), "float32", partial(scale, seen)) for field, seen in rows.values()}
+    return {f"{mixer}.{last}": {field: scales[field]} for last, (field, _) in rows.items()}
 
 
 def _cache_scale(statistics: Statistics, mixer: str, seen: str) -> np.float32:

@@ -109,15 +109,23 @@ def _beside(name: str, linear: str) -> dict[str, Form]:
     return {compressed_tensors.NAME: Form(name, single=True, above=(linear, "qkv_proj"), dtypes=FLOATS)}
 
 
-KV_CACHE = (
+KV_CACHE: tuple[Field, ...] = (
     Field(
         "k_scale", ("float32",), SCALAR, {"modelopt": Form("k_scale"), **_beside("k_scale", "k_proj")}, optional=True
     ),
     Field(
         "v_scale", ("float32",), SCALAR, {"modelopt": Form("v_scale"), **_beside("v_scale", "v_proj")}, optional=True
     ),
+    Field(
+        "kv_scale",
+        ("float32",),
+        SCALAR,
+        {"trtllm": Form("kv_cache_scaling_factor", single=True, above=("qkv",))},
+        optional=True,
+    ),
 )
-"""Scales of the cache, stored beside the projections that fill it: `k_proj.k_scale`, `v_proj.v_scale`."""
+"""Scales of the cache, stored beside the projections that fill it: `k_proj.k_scale`, `v_proj.v_scale`. TensorRT-LLM has
+one for both, with the attention."""
 
 
 def encoding(stored: Checkpoint, said: Quantization) -> Encoding:
@@ -132,7 +140,12 @@ def encoding(stored: Checkpoint, said: Quantization) -> Encoding:
     if said.kv_cache not in (None, "FP8"):
         raise UnsupportedInput(f"{what}; of KV caches nemoport knows the scales of FP8")
     found = _ENCODINGS[said.dialect](stored, said, what)
-    return replace(found, fields=(*found.fields, *KV_CACHE)) if said.kv_cache else found
+    return with_kv_cache(found, said.dialect) if said.kv_cache else found
+
+
+def with_kv_cache(encoding: Encoding, dialect: str) -> Encoding:
+    """The same weights beside scales for a cache of FP8."""
+    return replace(encoding, fields=(*encoding.fields, *(each for each in KV_CACHE if dialect in each.forms)))
 
 
 def _of_modelopt(stored: Checkpoint, said: Quantization, what: str) -> Encoding:

@@ -47,7 +47,10 @@ def smoothed(given: Given, own: Callable[[int], Single]) -> tuple[Smoothed, ...]
     alone = [Once(partial(_alone, largest, own, index)) for index, largest in enumerate(given.largest())]
     kind = real(given.weights[0].dtype)
     shared = Once(lambda: _mean([rounded(each(), kind) for each in alone], kind))
-    return tuple(_smoothed(weight, each, shared, kind) for weight, each in zip(given.weights, alone, strict=True))
+    first = given.weights[0]
+    pre_scale = solved((first.shape[1],), first.dtype, lambda: shared().astype(kind))
+    pairs = zip(given.weights, alone, strict=True)
+    return tuple(Smoothed(_turned(weight, each, shared, kind), pre_scale, each, kind) for weight, each in pairs)
 
 
 def _alone(largest: Once[np.float32], own: Callable[[int], Single], index: int) -> Single:
@@ -62,7 +65,9 @@ def _mean(scales: list[Single], kind: np.dtype[Any]) -> Single:
     return rounded(total, kind)
 
 
-def _smoothed(weight: LazyTensor, own: Once[Single], shared: Once[Single], kind: np.dtype[Any]) -> Smoothed:
+def _turned(weight: LazyTensor, own: Once[Single], shared: Once[Single], kind: np.dtype[Any]) -> LazyTensor:
+    """Divided by its own pre-scale, then turned to the one that is shared."""
+
     def divided(numbers: Single, inputs: slice) -> Single:
         return numbers * (np.float32(1) / own()[inputs])
 
@@ -70,9 +75,7 @@ def _smoothed(weight: LazyTensor, own: Once[Single], shared: Once[Single], kind:
         mine, ours = rounded(own()[inputs], kind), shared()[inputs]
         return numbers if np.array_equal(mine, ours) else numbers * mine / ours
 
-    width = weight.shape[1]
-    pre_scale = solved((width,), weight.dtype, lambda: shared().astype(kind))
-    return Smoothed(Mapped(Mapped(weight, divided), turned), pre_scale, own, kind)
+    return Mapped(Mapped(weight, divided), turned)
 
 
 def folded(tensor: LazyTensor, pre_scale: LazyTensor, centre: float) -> LazyTensor:

@@ -21,6 +21,8 @@ from nemoport.exporters.checkpoint import Slot
 from nemoport.exporters.dequantized import algorithms, all_dequantized
 from nemoport.exporters.encoding import Encoded, Encoding, gather
 from nemoport.exporters.formats import safetensors
+from nemoport.exporters.quantize import KV_CACHES
+from nemoport.exporters.quantized import with_kv_cache
 from nemoport.exporters.targets.trtllm import DIALECT
 from nemoport.exporters.tensor import Files, LazyTensor, MappedFile, Squeezed, Stored, Zeros, nbytes, squeeze
 from nemoport.reference import rank_files
@@ -74,14 +76,16 @@ def _quantization(directory: Path) -> Mapping[str, Any]:
 def _encoding(directory: Path) -> Encoding:
     said = _quantization(directory)
     known = algorithms()
-    if (algorithm := said.get("quant_algo")) not in known or said.get("kv_cache_quant_algo"):
-        raise UnsupportedInput(f"{directory} is quantized by {algorithm}; {', '.join(known)} are run, caches in none")
+    if (algorithm := said.get("quant_algo")) not in known:
+        raise UnsupportedInput(f"{directory} is quantized by {algorithm}; {', '.join(known)} are run")
+    if (cache := said.get("kv_cache_quant_algo")) not in (None, *KV_CACHES.values()):
+        raise UnsupportedInput(f"{directory} has a KV cache of {cache}; {', '.join(KV_CACHES.values())} is known")
     if "lm_head" not in (said.get("exclude_modules") or ()):
         raise DamagedInput(f"{directory / CONFIG} does not exclude lm_head, which is not quantized; convert again")
     found: Encoding = known[algorithm].encoding(said.get("group_size"))
     if bool(said.get("pre_quant_scale")) != any(each.name == "pre_scale" for each in found.fields):
         raise DamagedInput(f"{directory / CONFIG} says pre_quant_scale {said.get('pre_quant_scale')}; convert again")
-    return found
+    return with_kv_cache(found, DIALECT) if cache else found
 
 
 def _holes(path: Path, tensors: Mapping[str, LazyTensor], dtype: str) -> list[tuple[int, LazyTensor]]:

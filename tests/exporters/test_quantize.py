@@ -65,6 +65,7 @@ ZERO_CENTRED = ModelSpec(
     ),
 )
 FUSED = replace(SPEC, family="phi3", blocks=SPEC.blocks[:1])
+OF_METHODS = [name.removeprefix("hf ") for name in EXPORTS if re.fullmatch(r"hf \w+", name)]
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -72,7 +73,7 @@ def quantized(
     path: Path, to: str, out: Path, method: str, *, stats: Path | None = None, workers: int = 2, **plan: Any
 ) -> Path:
     recipe = Recipe(method=method, **{key: plan.pop(key) for key in ("kv_cache", "exclude") if key in plan})
-    found = calibration.from_statistics(stats) if stats and needs(method, to) else None
+    found = calibration.from_statistics(stats) if stats and (recipe.kv_cache or needs(method, to)) else None
     job = convert.plan(path, to, out, plan=Plan(recipe=recipe, **plan), calibration=found)
     stream.run(replace(job, workers=workers))
     return out
@@ -96,7 +97,7 @@ def digests_of(wanted: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {name: row[:3] for name, row in wanted.items()}
 
 
-@pytest.mark.parametrize("method", [name.split()[1] for name in EXPORTS if re.fullmatch(r"hf \w+", name)])
+@pytest.mark.parametrize("method", OF_METHODS)
 def test_hf_equals_modelopts_export_bit_for_bit(method: str, tmp_path: Path) -> None:
     """Given the same activations: every code, scale, pre-scale and folded norm."""
     out = quantized(JUDGE, "hf", tmp_path / "out", method, stats=JUDGE / "statistics.npz")
@@ -108,7 +109,19 @@ def test_hf_equals_modelopts_export_bit_for_bit(method: str, tmp_path: Path) -> 
     assert json.loads((out / "config.json").read_text())["quantization_config"] == wanted["quantization_config"]
 
 
-@pytest.mark.parametrize("method", [name.split()[1] for name in EXPORTS if name.startswith("trtllm")])
+@pytest.mark.parametrize("method", OF_METHODS)
+def test_the_numbers_are_those_that_modelopt_unpacks(method: str, tmp_path: Path) -> None:
+    model = source.model(quantized(JUDGE, "hf", tmp_path / "out", method, stats=JUDGE / "statistics.npz"))
+    wanted, seen = EXPORTS[f"hf {method}"]["unpacked"], 0
+    for name, stored in model.sources.items():
+        if (theirs := wanted.get(stored[0].removesuffix(".weight"))) is not None:
+            numbers = torch.from_numpy(read(dequantized(model.tensors[name])))
+            assert digest(numbers + 0) == theirs, name  # a zero below zero is zero
+            seen += 1
+    assert seen == len(wanted) == 7
+
+
+@pytest.mark.parametrize("method", [name.split()[1] for name in EXPORTS if re.fullmatch(r"trtllm \w+", name)])
 def test_ranks_equal_modelopts_export_bit_for_bit(method: str, tmp_path: Path) -> None:
     wanted = EXPORTS[f"trtllm {method}"]
     out = quantized(JUDGE, "trtllm", tmp_path / "out", method, stats=JUDGE / "statistics.npz", tp=wanted["tp"])
@@ -134,6 +147,9 @@ def statistics_for(spec: ModelSpec, path: Path) -> Path:
             arrays[f"{linear}/amax"] = sizes[: tensor.shape[1]]
             arrays[f"{linear}/mean"] = sizes[: tensor.shape[1]] * np.float32(0.3)
             arrays[f"{linear}/losses"] = random.random(len(int4_awq.EXPONENTS)).astype(np.float32)
+            if linear.endswith("attn.q"):
+                mixer = linear.removesuffix(".q")
+                arrays |= {f"{mixer}/keys": np.array(700, np.float32), f"{mixer}/values": np.array(900, np.float32)}
     path.write_bytes(statistics.to_bytes(Statistics(arrays)))
     return path
 
@@ -182,10 +198,15 @@ def whole(ranks: list[dict[str, Tensor]], name: str) -> Tensor:
 @pytest.mark.parametrize("method", TO_TRTLLM)
 def test_the_result_does_not_depend_on_tp(method: str, wide: tuple[Path, Path], tmp_path: Path) -> None:
     path, stats = wide
-    one = load_file(quantized(path, "trtllm", tmp_path / "1", method, stats=stats) / "rank0.safetensors")
+
+    def ranks_of(tp: int) -> list[dict[str, Tensor]]:
+        out = quantized(path, "trtllm", tmp_path / str(tp), method, stats=stats, tp=tp, kv_cache="fp8")
+        return [load_file(out / f"rank{rank}.safetensors") for rank in range(tp)]
+
+    (one,) = ranks_of(1)
+    assert one["transformer.layers.0.attention.kv_cache_scaling_factor"] == torch.tensor([900.0]) / 448
     for tp in (2, 4):
-        out = quantized(path, "trtllm", tmp_path / str(tp), method, stats=stats, tp=tp)
-        ranks = [load_file(out / f"rank{rank}.safetensors") for rank in range(tp)]
+        ranks = ranks_of(tp)
         for name, tensor in one.items():
             found, wanted = whole(ranks, name), tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
             assert torch.equal(found[: len(wanted)] if name == "lm_head.weight" else found, wanted), name
@@ -314,14 +335,16 @@ def _digest(out: Path) -> str:
     return digest_of_tokens
 
 
-def test_a_dry_run_calibrates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("to", ["hf", "trtllm"])
+@pytest.mark.parametrize("method", [row.method for row in rows() if row.dialect == "trtllm" and row.needs])
+def test_a_dry_run_calibrates_nothing(method: str, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "layer_by_layer", None)
     result = command(
-        "convert", JUDGE, "--to", "hf", "-o", tmp_path / "out", "--quantize", "int4_awq", "--calib",
+        "convert", JUDGE, "--to", to, "-o", tmp_path / "out", "--quantize", method, "--kv-cache", "fp8", "--calib",
         JUDGE / "tokens.npz", "--dry-run",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "int4_awq (W4A16_AWQ), calibrated" in result.output
+    assert re.search(rf"{method} \(\w+\), KV cache FP8, calibrated", result.output)
 
 
 def test_what_is_excluded_stays_as_it_is(tmp_path: Path) -> None:

@@ -114,10 +114,13 @@ def test_every_quantizer_has_a_gate() -> None:
 
 def test_ranks_are_judged_together(sources: Mapping[str, Path], tmp_path: Path) -> None:
     seen = calibration.from_statistics(sources["demo statistics"])
-    plan = Plan(tp=2, pp=2, recipe=Recipe(method="int8_sq"))
+    plan = Plan(tp=2, pp=2, recipe=Recipe(method="int8_sq", kv_cache="fp8"))
     stream.run(convert.plan(sources["demo"], "trtllm", tmp_path / "out", plan=plan, calibration=seen))
     report = judged(tmp_path / "out", sources, "int8_sq")
     assert report.passed, report.checks
+    half = each(r".*\.kv_cache_scaling_factor", lambda array: array / 2)
+    report = judged(mutate(tmp_path / "out", tmp_path / "mutant", half), sources, "int8_sq")
+    assert [check.name for check in report.checks if not check.passed] == ["weights of the recipe"]
 
 
 def test_what_was_excluded_or_is_kept_in_the_cache_is_judged_too(sources: Mapping[str, Path], tmp_path: Path) -> None:

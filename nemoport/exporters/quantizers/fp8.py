@@ -63,13 +63,13 @@ def quantize(given: Given) -> tuple[Fields, ...]:
         return np.float32(exact.scale(np.asarray(single(np.asarray(largest).astype(held))), MOST, kind))
 
     scale = Once(lambda: scaled(one()))
+    shared = {
+        "scale": solved((), dtype, lambda: np.array(scale()).astype(held)),
+        "input_scale": solved((), dtype, lambda: np.array(scaled(input_amax(given))).astype(held)),
+    }
+    divide = DIVIDE[given.dialect]
     return tuple(
-        {
-            "weight": computed(weight, EVERY, E4M3, codes(weight, scale, DIVIDE[given.dialect])),
-            "scale": solved((), dtype, lambda: np.array(scale()).astype(held)),
-            "input_scale": solved((), dtype, lambda: np.array(scaled(input_amax(given))).astype(held)),
-        }
-        for weight in given.weights
+        {"weight": computed(weight, EVERY, E4M3, codes(weight, scale, divide)), **shared} for weight in given.weights
     )
 
 

@@ -66,12 +66,9 @@ def quantize(given: Given) -> tuple[Fields, ...]:
     each = smoothed(given, lambda index: _pre_scale(given, index))
     pairs = zip(each, given.largest(), strict=True)
     amax = Once(lambda: max(_input_amax(given, one) for one in each))
+    input_scale = solved((), "float32", lambda: np.array(amax() / int8.MOST))
     return tuple(
-        {
-            **int8.rows(one.weight, largest, exact),
-            "pre_scale": one.pre_scale,
-            "input_scale": solved((), "float32", lambda: np.array(amax() / int8.MOST)),
-        }
+        {**int8.rows(one.weight, largest, exact), "pre_scale": one.pre_scale, "input_scale": input_scale}
         for one, largest in pairs
     )
 

@@ -80,14 +80,11 @@ def quantize(given: Given) -> tuple[Fields, ...]:
     if given.dialect == "compressed-tensors":
         return _as_compressed_tensors(given, one)
     whole = Once(lambda: np.float32(one() / _RANGE))
-    return tuple(
-        {
-            **_blocks(weight, *_as_modelopt(whole)),
-            "scale_2": solved((), "float32", lambda: np.array(whole())),
-            "input_scale": solved((), "float32", lambda: np.array(input_amax(given) / _RANGE)),
-        }
-        for weight in given.weights
-    )
+    shared = {
+        "scale_2": solved((), "float32", lambda: np.array(whole())),
+        "input_scale": solved((), "float32", lambda: np.array(input_amax(given) / _RANGE)),
+    }
+    return tuple({**_blocks(weight, *_as_modelopt(whole)), **shared} for weight in given.weights)
 
 
 _RANGE = np.float32(6 * 448)
@@ -113,18 +110,10 @@ def _as_compressed_tensors(given: Given, one: Once[np.float32]) -> tuple[Fields,
         step: Single = single(scale) / whole()
         return step
 
-    return tuple(
-        {
-            **_blocks(weight, scales, steps),
-            "global_scale": solved((), "float32", lambda: np.array(whole())),
-            **(
-                {"input_global_scale": solved((), "float32", lambda: np.array(_RANGE / input_amax(given)))}
-                if given.calibrated
-                else {}
-            ),
-        }
-        for weight in given.weights
-    )
+    shared = {"global_scale": solved((), "float32", lambda: np.array(whole()))}
+    if given.calibrated:
+        shared["input_global_scale"] = solved((), "float32", lambda: np.array(_RANGE / input_amax(given)))
+    return tuple({**_blocks(weight, scales, steps), **shared} for weight in given.weights)
 
 
 def _largest(numbers: Single) -> Single:

@@ -161,13 +161,15 @@ def _transform(model: Model, parts: list[_Share], layout: Layout, dtype: str) ->
 def _check_quantized(model: Model, quantized: Quantized) -> None:
     """Refuse what the format has no place for."""
     what = f"{model.checkpoint.path} is quantized ({quantized.encoding.method})"
-    if quantized.kv_cache:
+    if quantized.kv_cache and quantized.dialect != DIALECT:
         raise UnsupportedInput(f"{what} with scales for k and v apart, TensorRT-LLM's cache has one; use --to hf")
     for name, spec in tensors(model.spec).items():
         linear, encoded = len(spec.axes) > 1, isinstance(model.tensors[name], Encoded)
         if linear and encoded != name.startswith("layers."):
             found = "is quantized too" if encoded else "is not"
             raise UnsupportedInput(f"{what} and {name} {found}, which --to trtllm does not write yet; use --to hf")
+    if quantized.dialect == DIALECT:
+        return  # made for this format
     for index in range(len(model.spec.blocks)):
         for names in SHARED:
             found_here = [model.tensors.get(f"layers.{index}.{name}") for name in names]
@@ -191,7 +193,11 @@ def _check_grouped(binding: Binding, tensor: Encoded, tp: int) -> None:
 
 def _quantization(quantized: Quantized) -> dict[str, Any]:
     """The keys in which it differs from plain weights. Linears outside of the layers are never quantized."""
-    found = {"quant_algo": quantized.said["algorithm"], "exclude_modules": ["lm_head"]}
+    found = {
+        "quant_algo": quantized.said["algorithm"],
+        "kv_cache_quant_algo": quantized.kv_cache,
+        "exclude_modules": ["lm_head"],
+    }
     if quantized.encoding.group:
         found |= {"group_size": quantized.encoding.group}
     if any(each.name == PRE_SCALE for each in quantized.encoding.fields):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,9 @@ import torch
 import transformers
 from blake3 import blake3
 from modelopt.torch.export import export_hf_checkpoint, export_tensorrt_llm_checkpoint
+from modelopt.torch.export.model_config import QUANTIZATION_INT8_WO
+from modelopt.torch.export.quant_utils import from_quantized_weight, pack_int4_in_uint8
+from modelopt.torch.quantization.qtensor import FP8QTensor, NVFP4QTensor
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -38,7 +41,7 @@ CONFIGS = {
     "nvfp4": "NVFP4_DEFAULT_CFG",
     "nvfp4_weights": "W4A16_NVFP4_CFG",
 }
-RANKS = {"fp8": 2, "int4_awq": 1, "int8_sq": 1, "nvfp4": 1}
+RANKS = {"fp8": 2, "fp8 kv": 2, "int4_awq": 1, "int8_sq": 1, "nvfp4": 1}
 """Those that are exported for TensorRT-LLM too, and at which tp."""
 LINEARS = {
     "self_attn.q_proj": "attn.q",
@@ -108,12 +111,13 @@ def make_statistics() -> None:
 
 def digests(path: Path) -> Iterator[tuple[str, list[Any]]]:
     for name, tensor in sorted(load_file(path).items()):
-        content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        number = [tensor.item()] if tensor.numel() == 1 else []
-        yield (
-            name,
-            [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), blake3(content).hexdigest()[:32], *number],
-        )
+        yield name, digest(tensor)
+
+
+def digest(tensor: Tensor) -> list[Any]:
+    content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    number = [tensor.item()] if tensor.numel() == 1 else []
+    return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), blake3(content).hexdigest()[:32], *number]
 
 
 def make_losses() -> dict[str, list[float]]:
@@ -129,30 +133,87 @@ def make_losses() -> dict[str, list[float]]:
     return found
 
 
+def unpacked(method: str, tensors: dict[str, Tensor]) -> dict[str, list[Any]]:
+    """What ModelOpt's own reading of an export stands for, in float32, by linear; what it is multiplied with beside."""
+    found = {}
+    for name in sorted(name for name in tensors if f"{name}_scale" in tensors):
+        linear = name.removesuffix(".weight")
+        numbers = UNPACK[method](tensors[name], tensors, linear)
+        if (pre_scale := tensors.get(f"{linear}.pre_quant_scale")) is not None:
+            numbers = numbers * pre_scale.float()
+        found[linear] = digest(numbers + 0)[:3]  # its table for NVFP4 has no zero below zero
+    return found
+
+
+def fp8(weight: Tensor, tensors: dict[str, Tensor], linear: str, **blocks: Any) -> Tensor:
+    scale = tensors[f"{linear}.weight_scale"].float()
+    scale = scale[:, None] if scale.dim() == 1 else scale[:, 0, :, 0] if blocks else scale
+    packed = FP8QTensor(weight.shape, torch.float32, weight.float())  # it multiplies in the dtype of the numbers
+    numbers: Tensor = packed.dequantize(torch.float32, scale=scale, **blocks)
+    return numbers
+
+
+def int8(weight: Tensor, tensors: dict[str, Tensor], linear: str) -> Tensor:
+    scale = tensors[f"{linear}.weight_scale"]
+    numbers: Tensor = from_quantized_weight(weight, scale, QUANTIZATION_INT8_WO, torch.float32)
+    return numbers
+
+
+def int4(weight: Tensor, tensors: dict[str, Tensor], linear: str) -> Tensor:
+    """It only packs: what it packs to the same bytes again."""
+    scale = tensors[f"{linear}.weight_scale"]
+    nibbles = torch.stack([weight & 15, weight >> 4], 1).reshape(-1, weight.shape[1]).to(torch.int8)
+    numbers = ((nibbles ^ 8) - 8).float() * scale.repeat_interleave(128, 1)
+    assert torch.equal(pack_int4_in_uint8(numbers, scale, 128), weight)
+    return numbers
+
+
+def nvfp4(weight: Tensor, tensors: dict[str, Tensor], linear: str) -> Tensor:
+    scale, whole = tensors[f"{linear}.weight_scale"], tensors[f"{linear}.weight_scale_2"]
+    packed = NVFP4QTensor((weight.shape[0], 2 * weight.shape[1]), torch.float32, weight)
+    numbers: Tensor = packed.dequantize(torch.float32, scale=scale, double_scale=whole, block_sizes={-1: 16})
+    return numbers
+
+
+UNPACK: dict[str, Callable[..., Tensor]] = {
+    "fp8": fp8,
+    "fp8_dynamic": fp8,
+    "fp8_block": partial(fp8, block_sizes={0: 128, 1: 128}),
+    "int8": int8,
+    "int8_sq": int8,
+    "int4_awq": int4,
+    "nvfp4": nvfp4,
+    "nvfp4_weights": nvfp4,
+}
+
+
+def quantized(export: str) -> Any:
+    """A method, and whether its cache is FP8."""
+    method, *kv_cache = export.split()
+    recipe = copy.deepcopy(getattr(mtq, CONFIGS[method]))
+    recipe["quant_cfg"] += mtq.FP8_KV_CFG["quant_cfg"] if kv_cache else []
+    return mtq.quantize(loaded(), recipe, run)
+
+
 def make_exports() -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for method, config in CONFIGS.items():
-        for kv_cache in (False, True) if method == "fp8" else (False,):
-            recipe = copy.deepcopy(getattr(mtq, config))
-            recipe["quant_cfg"] += mtq.FP8_KV_CFG["quant_cfg"] if kv_cache else []
-            model = mtq.quantize(loaded(), recipe, run)
-            key = f"hf {method}" + (" kv" if kv_cache else "")
-            with TemporaryDirectory() as scratch:
-                export_hf_checkpoint(model, dtype=torch.bfloat16, export_dir=scratch)
-                found[key] = {
-                    "tensors": dict(digests(Path(scratch) / "model.safetensors")),
-                    "hf_quant_config.json": json.loads((Path(scratch) / "hf_quant_config.json").read_text()),
-                    "quantization_config": json.loads((Path(scratch) / "config.json").read_text())[
-                        "quantization_config"
-                    ],
-                }
-    for method, tp in RANKS.items():
-        model = mtq.quantize(loaded(), copy.deepcopy(getattr(mtq, CONFIGS[method])), run)
+    for export in [*CONFIGS, "fp8 kv"]:
+        with TemporaryDirectory() as scratch:
+            at = Path(scratch)
+            export_hf_checkpoint(quantized(export), dtype=torch.bfloat16, export_dir=scratch)
+            found[f"hf {export}"] = {
+                "tensors": dict(digests(at / "model.safetensors")),
+                "unpacked": unpacked(export.split()[0], load_file(at / "model.safetensors")),
+                "hf_quant_config.json": json.loads((at / "hf_quant_config.json").read_text()),
+                "quantization_config": json.loads((at / "config.json").read_text())["quantization_config"],
+            }
+    for export, tp in RANKS.items():
+        model = quantized(export)
         with TemporaryDirectory() as scratch:
             export_tensorrt_llm_checkpoint(
                 model, "llama", torch.bfloat16, scratch, inference_tensor_parallel=tp, inference_pipeline_parallel=1
             )
-            found[f"trtllm {method}"] = {
+            found[f"trtllm {export}"] = {
                 "tp": tp,
                 "ranks": [dict(digests(Path(scratch) / f"rank{rank}.safetensors")) for rank in range(tp)],
                 "quantization": json.loads((Path(scratch) / "config.json").read_text())["quantization"],
