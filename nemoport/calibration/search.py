@@ -20,6 +20,7 @@ from nemoport.exporters.tensor import LazyTensor, cut, read
 _ROWS = 1024
 
 
+@np.errstate(invalid="ignore")  # a weight that is not finite is refused where it is rounded, by name
 def losses(weight: LazyTensor, mean: Array, gram: Tensor) -> Array:
     """float32, one for each of `int4_awq.EXPONENTS`; `gram` is x' x over all tokens, [in, in], by their number."""
     rows, inputs = weight.shape

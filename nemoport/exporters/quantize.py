@@ -167,17 +167,17 @@ def _check_shape(linear: str, weight: LazyTensor, chosen: Chosen) -> None:
     step = packed_rows(chosen.encoding)
     if (group := chosen.encoding.group) and inputs % group:
         raise UnsupportedInput(
-            f"{linear} has {inputs} inputs, and {chosen.encoding.method} has scales for groups of {group}; "
-            f"leave it plain with --exclude {linear}, or use {_instead(chosen)}"
+            f"{linear} has {inputs} inputs, and {chosen.recipe.method} has scales for groups of {group}; "
+            f"leave it plain with --exclude {linear}, or use {_instead(chosen, inputs)}"
         )
     if rows % step:
-        raise UnsupportedInput(f"{linear} has {rows} rows, and {chosen.encoding.method} packs {step} to a byte")
+        raise UnsupportedInput(f"{linear} has {rows} rows, and {chosen.recipe.method} packs {step} to a byte")
 
 
-def _instead(chosen: Chosen) -> str:
-    """What takes other numbers of inputs."""
+def _instead(chosen: Chosen, inputs: int) -> str:
+    """What takes such a number of inputs."""
     sizes = getattr(chosen.module, "GROUPS", {}).get(chosen.dialect, ())
-    smaller = ", ".join(str(size) for size in sizes if size < (chosen.encoding.group or 0))
+    smaller = ", ".join(str(size) for size in sizes if inputs % size == 0)
     return f"--group {smaller}" if smaller else "int8" if chosen.dialect == "onnx" else "fp8_dynamic or int8"
 
 

@@ -41,7 +41,10 @@ class Statistics:
         if (found := self.arrays.get(f"{name}/{what}")) is None:
             raise UnsupportedInput(f"the statistics have no {what} of {name}; calibrate anew with --calib FILE")
         if not np.isfinite(found).all():
-            raise DamagedInput(f"the {what} of {name} among the statistics is not finite; calibrate anew")
+            raise DamagedInput(
+                f"among the {what} of {name} is one that is not finite, so the model computed no number there; look "
+                "for NaN in the embedding, in norms and in what comes before, then calibrate anew"
+            )
         return found
 
 

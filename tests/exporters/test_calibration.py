@@ -20,7 +20,7 @@ from nemoport.exporters import source, statistics
 from nemoport.exporters.statistics import Statistics
 
 from .commands import command
-from .test_quantize import EXPORTS, JUDGE, digests, digests_of, quantized
+from .quantizing import EXPORTS, JUDGE, digests, digests_of, quantized
 
 ALL = ("amax", "mean", "losses", "keys", "values")
 ENDS = ("transformer.vocab_embedding.weight", "lm_head.weight")

@@ -1,55 +1,34 @@
-"""Quantization: the numbers are ModelOpt's where it has the same method, they do not depend on how a model is cut, and
-what cannot be is refused in a sentence."""
+"""Quantization: the numbers are ModelOpt's where it has the same method, and do not depend on how a model is cut."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from blake3 import blake3
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from nemoport import calibration, plugins, reference
+from nemoport import reference
 from nemoport.artifact import read_manifest
-from nemoport.exporters import convert, source, statistics, stream
-from nemoport.exporters.dequantized import QUANTIZERS, all_dequantized, dequantized
-from nemoport.exporters.dtypes import real
+from nemoport.exporters import source, statistics, stream
+from nemoport.exporters.dequantized import all_dequantized, dequantized
 from nemoport.exporters.encoding import Encoded
-from nemoport.exporters.methods import DIALECTS, rows
-from nemoport.exporters.quantizers import int4_awq
-from nemoport.exporters.statistics import Statistics
-from nemoport.exporters.tensor import Held, LazyTensor, cut, read
-from nemoport.spec import Attention, Block, Dense, LanguageModel, ModelSpec, Norm, Plan, Recipe, Rope, tensors
+from nemoport.exporters.methods import rows
+from nemoport.exporters.tensor import cut, read
+from nemoport.spec import Attention, Block, Dense, LanguageModel, ModelSpec, Norm, Recipe, Rope
 
 from . import made
 from .commands import artifact_of, command, contents, sentence
-from .fixtures import DATA, LLAMA
+from .fixtures import LLAMA
 from .modelopt import SPEC, save
+from .quantizing import EXPORTS, JUDGE, METHODS, WIDE, digest, digests, digests_of, normal, quantized, statistics_for
 
-JUDGE = DATA / "modelopt"
-EXPORTS: dict[str, Any] = json.loads((JUDGE / "exports.json").read_text())
-METHODS = tuple(row.method for row in rows() if row.dialect == "modelopt" and row.loads)
 TO_TRTLLM = tuple(row.method for row in rows() if row.dialect == "trtllm" and row.loads)
-WIDE = replace(
-    SPEC,
-    hidden_size=512,
-    blocks=(
-        Block(
-            mixer=Attention(heads=8, kv_heads=4, head_dim=64, rope=Rope(dims=64)),
-            ffn=Dense(intermediate=512),
-        ),
-    ),
-)
-"""Divides by the groups of int4 at tp 4."""
 ZERO_CENTRED = ModelSpec(
     family="nemotron",
     vocab_size=131,
@@ -67,34 +46,6 @@ ZERO_CENTRED = ModelSpec(
 FUSED = replace(SPEC, family="phi3", blocks=SPEC.blocks[:1])
 OF_METHODS = [name.removeprefix("hf ") for name in EXPORTS if re.fullmatch(r"hf \w+", name)]
 every_method = pytest.mark.parametrize("method", METHODS)
-
-
-def quantized(
-    path: Path, to: str, out: Path, method: str, *, stats: Path | None = None, workers: int = 2, **plan: Any
-) -> Path:
-    recipe = Recipe(method=method, **{key: plan.pop(key) for key in ("kv_cache", "exclude") if key in plan})
-    found = calibration.from_statistics(stats) if stats and (recipe.kv_cache or needs(method, to)) else None
-    job = convert.plan(path, to, out, plan=Plan(recipe=recipe, **plan), calibration=found)
-    stream.run(replace(job, workers=workers))
-    return out
-
-
-def needs(method: str, to: str) -> bool:
-    module = plugins.load(QUANTIZERS, method)
-    return bool(module.NEEDS["modelopt" if to == "hf" else "trtllm"])
-
-
-def digest(tensor: Tensor) -> list[Any]:
-    content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), blake3(content).hexdigest()[:32]]
-
-
-def digests(path: Path) -> dict[str, list[Any]]:
-    return {name: digest(tensor) for name, tensor in load_file(path).items()}
-
-
-def digests_of(wanted: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    return {name: row[:3] for name, row in wanted.items()}
 
 
 @pytest.mark.parametrize("method", OF_METHODS)
@@ -134,35 +85,6 @@ def test_ranks_equal_modelopts_export_bit_for_bit(method: str, tmp_path: Path) -
         }
     said = json.loads((out / "config.json").read_text())["quantization"]
     assert {key: said[key] for key in wanted["quantization"]} == wanted["quantization"]
-
-
-def statistics_for(spec: ModelSpec, path: Path) -> Path:
-    """Made up, of awkward sizes: positive, no two channels alike."""
-    random = np.random.default_rng(5)
-    arrays = {}
-    sizes = np.exp(random.standard_normal(4096)).astype(np.float32)
-    for name, tensor in tensors(spec).items():
-        if len(tensor.shape) == 2 and name.startswith("layers."):
-            linear = name.removesuffix(".weight")
-            arrays[f"{linear}/amax"] = sizes[: tensor.shape[1]]
-            arrays[f"{linear}/mean"] = sizes[: tensor.shape[1]] * np.float32(0.3)
-            arrays[f"{linear}/losses"] = random.random(len(int4_awq.EXPONENTS)).astype(np.float32)
-            if linear.endswith("attn.q"):
-                mixer = linear.removesuffix(".q")
-                arrays |= {f"{mixer}/keys": np.array(700, np.float32), f"{mixer}/values": np.array(900, np.float32)}
-    path.write_bytes(statistics.to_bytes(Statistics(arrays)))
-    return path
-
-
-def normal(spec: ModelSpec) -> dict[str, LazyTensor]:
-    """Weights as a model has them: small, and norms about what changes nothing."""
-    random = np.random.default_rng(8)
-    found: dict[str, LazyTensor] = {}
-    for name, tensor in tensors(spec).items():
-        numbers = random.standard_normal(tensor.shape) / (16 if len(tensor.shape) == 2 else 8)
-        centre = name.endswith("norm.weight") and not spec.norm.zero_centered
-        found[name] = Held((numbers + centre).astype(real("bfloat16")), "bfloat16")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -379,118 +301,3 @@ def test_a_quantized_source_is_undone_only_when_asked(tmp_path: Path) -> None:
             wanted = twin.numbers[source.model(twin.path).sources[name][0]].float().numpy()
             ours = read(dequantized(tensor))
             assert np.linalg.norm(ours - wanted) < 0.012 * np.linalg.norm(wanted)
-
-
-def test_a_description_or_a_flag_without_a_quantized_source_is_refused(tmp_path: Path) -> None:
-    said = refused(JUDGE, tmp_path, "--quantize", "int8", "--requantize", code=2)
-    assert "is not quantized; leave --requantize out" in said
-
-
-def refused(path: Path, at: Path, *more: object, code: int, to: str = "hf") -> str:
-    result = command("convert", path, "--to", to, "-o", at / "out", *more)
-    assert result.exit_code == code, result.output
-    assert not (at / "out").exists()
-    assert not list(at.glob(".out*")), "nothing is left behind"
-    return sentence(result.stderr)
-
-
-def test_what_the_table_refuses_is_refused_with_its_reason(tmp_path: Path) -> None:
-    for row in rows():
-        to = DIALECTS[row.dialect][0]
-        more = ("--quantize", row.method, *(("--dialect", row.dialect) if to == "hf" else ()))
-        if row.refused:
-            assert row.refused in refused(JUDGE, tmp_path, *more, to=to, code=3)
-        elif row.needs and row.method != "nvfp4":
-            assert "with --calib FILE" in refused(JUDGE, tmp_path, *more, to=to, code=2)
-    assert "no quantizer is called 'fp9'" in refused(JUDGE, tmp_path, "--quantize", "fp9", code=2)
-
-
-def changed(edit: Callable[[dict[str, Tensor]], object], at: Path) -> Path:
-    path = shutil.copytree(JUDGE, at / "changed")
-    stored = load_file(path / "model.safetensors")
-    edit(stored)
-    save_file(stored, path / "model.safetensors", {"format": "pt"})
-    return path
-
-
-UP = "model.layers.0.mlp.up_proj.weight"
-
-
-@every_method
-@pytest.mark.parametrize("number, said", [(float("nan"), "not finite"), (float("inf"), "not finite")])
-def test_numbers_that_no_scale_fits_are_named(method: str, number: float, said: str, tmp_path: Path) -> None:
-    def edit(stored: dict[str, Tensor]) -> None:
-        stored[UP][37, 5] = number
-
-    stats = ("--calib-stats", JUDGE / "statistics.npz") if needs(method, "hf") else ()
-    found = refused(changed(edit, tmp_path), tmp_path, "--quantize", method, *stats, code=3)
-    assert "layers.0.ffn.up.weight" in found
-    assert said in found
-
-
-@every_method
-def test_a_weight_of_zeros_is_named(method: str, tmp_path: Path) -> None:
-    stats = ("--calib-stats", JUDGE / "statistics.npz") if needs(method, "hf") else ()
-    path = changed(lambda stored: stored[UP].zero_(), tmp_path)
-    found = refused(path, tmp_path, "--quantize", method, *stats, code=3)
-    assert "layers.0.ffn.up.weight is zero throughout" in found
-    assert "--exclude" in found
-
-
-def _written(name: str, content: str | bytes) -> Callable[[Path], Path]:
-    def write(at: Path) -> Path:
-        (at / name).write_bytes(content.encode() if isinstance(content, str) else content)
-        return at / name
-
-    return write
-
-
-def _saved(**arrays: Any) -> Callable[[Path], Path]:
-    def write(at: Path) -> Path:
-        np.savez(at / "ids.npz", **arrays)
-        return at / "ids.npz"
-
-    return write
-
-
-BAD_INPUT: dict[str, tuple[Callable[[Path], Path], int, str]] = {
-    "no text": (_written("empty.txt", ""), 2, "no token came of it"),
-    "blank lines of JSON": (_written("empty.jsonl", "\n\n"), 2, "no token came of it"),
-    "no JSON": (_written("bad.jsonl", "{"), 3, "line 1 is no JSON"),
-    "no text in the JSON": (_written("bad.jsonl", '{"content": "x"}'), 3, 'line 1 has no "text"'),
-    "no UTF-8": (_written("bad.txt", b"\xff\xfe\xfa"), 3, "is no UTF-8 text"),
-    "no file": (lambda at: at / "none.txt", 2, "is no file"),
-    "no archive": (_written("bad.npz", "x"), 3, "is no .npz file"),
-    "no ids": (_saved(tokens=np.zeros((2, 3), np.float32)), 3, "has no `tokens`"),
-    "ids beyond the vocabulary": (_saved(tokens=np.full((2, 3), 300)), 2, "outside of the vocabulary"),
-}
-
-
-@pytest.mark.parametrize("write, code, said", BAD_INPUT.values(), ids=BAD_INPUT)
-def test_bad_input_for_calibration_is_a_sentence(
-    write: Callable[[Path], Path], code: int, said: str, tmp_path: Path
-) -> None:
-    path = LLAMA["nemo2"].path
-    assert said in refused(path, tmp_path, "--quantize", "fp8", "--calib", write(tmp_path), code=code)
-
-
-def test_other_requests_that_make_no_sense_are_a_sentence(tmp_path: Path) -> None:
-    stats = ("--calib-stats", JUDGE / "statistics.npz")
-    assert "means no linear of this model" in refused(
-        JUDGE, tmp_path, "--quantize", "int8", "--exclude", "*.w1", code=2
-    )
-    assert "runtimes fuse them" in refused(JUDGE, tmp_path, "--quantize", "int8", "--exclude", "*.q_proj", code=2)
-    assert "leaves nothing to quantize" in refused(JUDGE, tmp_path, "--quantize", "int8", "--exclude", "*", code=2)
-    assert "go with --quantize METHOD" in refused(JUDGE, tmp_path, "--kv-cache", "fp8", code=2)
-    assert "--kv-cache fp8 takes scales" in refused(JUDGE, tmp_path, "--quantize", "int8", "--kv-cache", "fp8", code=2)
-    assert "have no keys of layers.0.attn" in refused(
-        JUDGE, tmp_path, "--quantize", "int8", "--kv-cache", "fp8", *stats, code=3
-    )
-    assert "both say where scales come from" in refused(
-        JUDGE, tmp_path, "--quantize", "fp8", "--calib", JUDGE / "tokens.npz", *stats, code=2
-    )
-    small = LLAMA["huggingface"].path
-    assert "has 64 inputs, and int4_awq has scales for groups of 128" in refused(
-        small, tmp_path, "--quantize", "int4", code=3
-    )
-    assert "use a smaller tp" in refused(JUDGE, tmp_path, "--quantize", "int4", "--tp", 4, to="trtllm", code=3)

@@ -37,7 +37,7 @@ from nemoport.validation import weights
 from . import made
 from .commands import command, sentence
 from .dynamic import products
-from .test_quantize import WIDE, statistics_for
+from .quantizing import WIDE, statistics_for
 
 Array = NDArray[Any]
 
@@ -362,8 +362,14 @@ def test_a_profile_is_of_onnx_and_a_narrow_input_is_named(tmp_path: Path) -> Non
         result = command("convert", path, "--to", to, *flags)
         assert result.exit_code == code
         assert said in sentence(result.stderr)
-    groups = command("convert", path, "--to", "onnx", "--quantize", "int4", "-o", tmp_path / "out")
-    assert "--group 64, 32, 16" in sentence(groups.stderr)
+
+
+@pytest.mark.parametrize("inputs, said", [(40, "or use int8"), (96, "or use --group 32, 16")])
+def test_groups_that_would_divide_are_named(inputs: int, said: str, tmp_path: Path) -> None:
+    narrow = spec_of("llama", {**words_of(WIDE), "intermediate": inputs})
+    path = made.save_huggingface(tmp_path / "model", narrow, normal(narrow))
+    result = command("convert", path, "--to", "onnx", "--quantize", "int4", "-o", tmp_path / "out")
+    assert said in sentence(result.stderr)
 
 
 def test_the_manifest_says_how_the_graph_was_quantized(tmp_path: Path) -> None:

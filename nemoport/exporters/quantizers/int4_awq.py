@@ -109,7 +109,8 @@ def _pre_scale(given: Given, index: int) -> Single:
 
 def stretch(mean: Single, share: Single, exponent: float) -> Single:
     """What each input's weights are multiplied with: mean |x_j|^a / (mean share of w_j)^(1 - a), about 1."""
-    scale = mean ** np.float32(exponent) / (share ** np.float32(1 - exponent) + _TINY)
+    with np.errstate(over="ignore"):  # an input whose weights are all zero has no share
+        scale = mean ** np.float32(exponent) / (share ** np.float32(1 - exponent) + _TINY)
     scale = np.clip(scale, _LEAST, _MOST).astype(np.float32)
     centred: Single = scale / np.sqrt(scale.max() * scale.min())
     return centred

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemoport.exporters.arithmetic import ARITHMETIC
-from nemoport.exporters.computed import Once, Single, solved
+from nemoport.exporters.computed import Single, solved
 from nemoport.exporters.encoding import EVERY, FLOATS, SCALAR, Encoding, Field, Form
 from nemoport.exporters.quantizers import int8
-from nemoport.exporters.quantizing import TOGETHER, Fields, Given
+from nemoport.exporters.quantizing import TOGETHER, Fields, Given, input_amax
 from nemoport.exporters.smoothing import PRE_SCALE, Smoothed, column_amax, smoothed
 
 ALGORITHM = "W8A8_SQ_PER_CHANNEL"
@@ -65,8 +65,12 @@ def quantize(given: Given) -> tuple[Fields, ...]:
         return tuple(int8.rows(one, most, exact) for one, most in zip(given.weights, given.largest(), strict=True))
     each = smoothed(given, lambda index: _pre_scale(given, index))
     pairs = zip(each, given.largest(), strict=True)
-    amax = Once(lambda: max(_input_amax(given, one) for one in each))
-    input_scale = solved((), "float32", lambda: np.array(amax() / int8.MOST))
+
+    def scale() -> NDArray[np.float32]:
+        input_amax(given)  # refuses an input that was zero
+        return np.array(max(_input_amax(given, one) for one in each) / int8.MOST)
+
+    input_scale = solved((), "float32", scale)
     return tuple(
         {**int8.rows(one.weight, largest, exact), "pre_scale": one.pre_scale, "input_scale": input_scale}
         for one, largest in pairs
