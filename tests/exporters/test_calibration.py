@@ -4,6 +4,7 @@ So it does with the kernels for AVX2 and for AVX-512; other processors round bfl
 
 from __future__ import annotations
 
+import json
 import os
 from functools import cache
 from pathlib import Path
@@ -68,6 +69,9 @@ def test_exports_of_our_own_calibration_are_modelopts(export: str, tmp_path: Pat
             for rows in (digests(out / file), digests_of(theirs))
         )
         assert ours == theirs
+    if to == "trtllm":
+        said = json.loads((out / "config.json").read_text())["quantization"]
+        assert {key: said[key] for key in wanted["quantization"]} == wanted["quantization"]
 
 
 LARGE = {
