@@ -175,6 +175,9 @@ def test_other_requests_that_make_no_sense_are_a_sentence(tmp_path: Path) -> Non
     assert "have no keys of layers.0.attn" in refused(
         JUDGE, tmp_path, "--quantize", "int8", "--kv-cache", "fp8", *stats, code=3
     )
+    for limit in ("--calib-samples", "--calib-length", "--calib-batch"):
+        asked = ("--quantize", "fp8", "--calib", JUDGE / "tokens.npz", limit, 0)
+        assert "count from 1 on" in refused(JUDGE, tmp_path, *asked, code=2)
     assert "both say where scales come from" in refused(
         JUDGE, tmp_path, "--quantize", "fp8", "--calib", JUDGE / "tokens.npz", *stats, code=2
     )
