@@ -13,8 +13,9 @@ from blake3 import blake3
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nemoport import calibration
+from nemoport import calibration, plugins
 from nemoport.exporters import convert, statistics, stream
+from nemoport.exporters.dequantized import QUANTIZERS
 from nemoport.exporters.dtypes import real
 from nemoport.exporters.methods import rows
 from nemoport.exporters.quantizers import int4_awq

@@ -101,6 +101,19 @@ def test_experts_are_numbered_over_all_ranks(kind: str, tmp_path: Path) -> None:
         assert torch.equal(torch.from_numpy(read(found.tensors[name])), tensor), name
 
 
+@pytest.mark.parametrize("cut", [True, False], ids=["cut and gathered", "repeated"])
+def test_down_projections_of_latents_in_both_of_the_ways_there_are(cut: bool, tmp_path: Path) -> None:
+    """Ranks of 12 and 16 for queries and keys, 4 rotary dimensions beside the keys' latent, tp 2."""
+    prefix = "decoder.layers.0.self_attention.linear_"
+    downs = {f"{prefix}q_down_proj.weight": _numbers(1, 12, 8), f"{prefix}kv_down_proj.weight": _numbers(2, 20, 8)}
+    ups = {f"{prefix}q_up_proj.weight": _numbers(3, 48, 12), f"{prefix}kv_up_proj.weight": _numbers(4, 64, 16)}
+    halves = [{name: tensor.chunk(2)[t].clone() for name, tensor in {**downs, **ups}.items()} for t in range(2)]
+    models = {(t,): {"model": halves[t] if cut else {**halves[t], **downs}} for t in range(2)}
+    found = source.checkpoint(save_legacy(tmp_path, models, arguments()))
+    for name, tensor in {**downs, **ups}.items():
+        assert torch.equal(torch.from_numpy(read(found.tensors[name])), tensor), name
+
+
 OLD = {
     "embedding.": "language_model.embedding.",
     "decoder.layers.": "language_model.encoder.layers.",

@@ -225,7 +225,7 @@ def _joined(name: str, ranks: Sequence[Mapping[str, LazyTensor]]) -> LazyTensor:
         shapes = ", ".join(str(list(part.shape)) for part in parts[:4])
         raise DamagedInput(f"{name} has parts of {shapes} in its {len(parts)} ranks, which do not fit together")
     if axis is None:
-        return parts[0]
+        return concat(parts, 0) if _narrow(name, ranks[0]) else parts[0]
     if _gated(name, ranks[0]):
         half = parts[0].shape[0] // 2
         parts = [cut(part, 0, start, start + half) for start in (0, half) for part in parts]
@@ -237,6 +237,14 @@ def _gated(name: str, rank: Mapping[str, LazyTensor]) -> bool:
     second = rank.get(name.replace("linear_fc1", "linear_fc2").replace(".bias", ".weight"))
     rows = rank[name].shape[0]
     return name.find(".linear_fc1.") > 0 and second is not None and rows == 2 * second.shape[-1]
+
+
+def _narrow(name: str, rank: Mapping[str, LazyTensor]) -> bool:
+    """Whether a latent's down projection is cut: Megatron-core repeats it in every rank (TELinear) or cuts it and
+    gathers what comes out (ColumnParallelLinear), in which case it has fewer rows than the up projection has columns.
+    Source: megatron/core/transformer/multi_latent_attention.py."""
+    up = rank.get(name.replace("_down_proj", "_up_proj")) if "_down_proj." in name else None
+    return up is not None and rank[name].shape[0] < up.shape[-1]
 
 
 def _with_ups(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
