@@ -39,7 +39,7 @@ def _option(row: Option, takers: tuple[str, ...]) -> click.Option:
 
 @click.command("compile", cls=Compile)
 @click.argument("artifact", type=PATH)
-@click.option("--to", required=True, metavar="COMPILER", help="trtllm.")
+@click.option("--to", required=True, metavar="BUILDER", help="What to build; an option names in brackets who takes it.")
 @click.option("-o", "--output", "destination", type=PATH, required=True, metavar="DIR", help="Where to write.")
 @click.option("--job", "only_job", is_flag=True, help="Only write the build job, DIR.job.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the commands, write nothing.")

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -80,15 +80,16 @@ def plan(source: Path, to: str, destination: Path, given: Mapping[str, Any]) -> 
 
 def run(planned: Plan) -> Artifact:
     """Finish what was begun, or build. Where this machine cannot, the job is written, and the error says so."""
-    if planned.destination.exists():
-        return artifact.read_manifest(planned.destination)
-    with _alone(planned):
-        if not (planned.job / PRODUCT).is_dir():
-            _write(planned)
-            if planned.build.lacking:
-                raise job.lost(planned.build, planned.job)
-            job.run(planned.job)
-        return _finish(planned)
+    with _alone(planned) as lock:
+        if not planned.destination.exists():
+            if not (planned.job / PRODUCT).is_dir():
+                _write(planned)
+                if planned.build.lacking:
+                    raise job.lost(planned.build, planned.job)
+                job.run(planned.job, lock)
+            _finish(planned)
+        job.remove(planned.job)
+    return artifact.read_manifest(planned.destination)
 
 
 def write_job(planned: Plan) -> None:
@@ -104,7 +105,7 @@ def _write(planned: Plan) -> None:
     job.write(planned.job, planned.build, planned.source, planned.made, planned.request)
 
 
-def _finish(planned: Plan) -> Artifact:
+def _finish(planned: Plan) -> None:
     """Check the product, write its manifest, and make it the artifact."""
     build, product = planned.build, planned.job / PRODUCT
     built_with = job.facts(planned.job)
@@ -114,6 +115,7 @@ def _finish(planned: Plan) -> Artifact:
         shutil.copyfile(planned.source / name, product / name)
     for name, kept in build.kept.items():
         if (planned.job / name).is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
             artifact.write_atomically(kept, (planned.job / name).read_bytes())
     if (planned.source / ORIGIN).is_file():
         shutil.copyfile(planned.source / ORIGIN, product / ORIGIN)
@@ -132,12 +134,12 @@ def _finish(planned: Plan) -> Artifact:
     artifact.write_manifest(product, finished)
     os.rename(product, planned.destination)
     artifact.sync_directory(planned.destination.parent)
-    shutil.rmtree(planned.job)
-    return finished
 
 
 def _files(product: Path) -> Iterator[artifact.File]:
     """What a product is made of, on the disk when this returns."""
+    for begun in product.glob(f".{MANIFEST}.*"):  # by a process that was killed
+        begun.unlink()
     for path in sorted(path for path in product.rglob("*") if path.is_file()):
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -152,22 +154,23 @@ def _check_place(planned: Plan) -> None:
         found = artifact.read_manifest(place) if (place / MANIFEST).is_file() else None
         if found is None or found.source.get("compiled") != planned.request:
             raise UsageError(f"{place} exists and is not what this would build; remove it, or choose another with -o")
-    if (begun / job.REQUEST).is_file():
-        with suppress(ValueError):
-            if json.loads((begun / job.REQUEST).read_bytes()) == planned.request:
-                return
-        raise UsageError(f"{begun} is the job of another build; remove it, or choose another directory with -o")
+    if (begun_for := job.request(begun)) not in (None, planned.request):
+        what = "the job of another build" if begun_for else "no job of nemoport's"
+        raise UsageError(f"{begun} is {what}; remove it, or choose another directory with -o")
+    for kept in planned.build.kept.values():
+        if kept.is_dir():
+            raise UsageError(f"{kept} is a directory, and a file is kept there; name the file")
 
 
 @contextmanager
-def _alone(planned: Plan) -> Iterator[None]:
-    """One process at a time works at a destination: who holds the job's directory."""
+def _alone(planned: Plan) -> Iterator[int]:
+    """One process at a time works at a destination: who holds the job's directory, by this handle."""
     planned.job.mkdir(parents=True, exist_ok=True)
     handle = os.open(planned.job, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _check_place(planned)  # another process may have come first
-        yield
+        yield handle
     except BlockingIOError:
         raise UsageError(
             f"another nemoport is building {planned.destination}; wait for it, or choose another directory"

@@ -14,13 +14,14 @@ Builds of this machine run the same script, so it is one thing that is tested.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,17 @@ from nemoport.errors import DamagedInput, MachineError
 REQUEST, SCRIPT, FACTS = "request.json", "build.sh", "built_with"
 USER = 1000
 """Who builds in a container: nobody's root."""
+_STDERR = 2
 _LACKS = 4
 """The script's exit code, and ours, where a machine lacks something."""
 
 
 def write(directory: Path, build: Build, source: Path, made: Artifact, request: Mapping[str, Any]) -> None:
-    """The whole job, whatever lay there of it; `request.json` last, so that a job that has one is complete."""
+    """The whole job, whatever lay there of it: first whose it is, last the script, so that what can be run is
+    complete."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / REQUEST).unlink(missing_ok=True)
+    (directory / SCRIPT).unlink(missing_ok=True)
+    write_atomically(directory / REQUEST, json_bytes(request))
     for name in (MANIFEST, *(file.path for file in made.files)):
         _link(source / name, directory / ARTIFACT / name)
     for name, content in build.files.items():
@@ -51,18 +55,42 @@ def write(directory: Path, build: Build, source: Path, made: Artifact, request: 
         if kept.is_file():
             _write(directory / name, kept.read_bytes())
     said = _said(directory, build)
-    for name in (SCRIPT, "Dockerfile", "README.md"):
+    _write(directory / "job.yaml", yaml.safe_dump(_kubernetes(directory, build), sort_keys=False).encode())
+    for name in ("Dockerfile", "README.md", SCRIPT):
         text = _environment().get_template(f"job/{name}").render(said)
         _write(directory / name, text.encode())
     (directory / SCRIPT).chmod(0o755)
-    _write(directory / "job.yaml", yaml.safe_dump(_kubernetes(directory, build), sort_keys=False).encode())
-    write_atomically(directory / REQUEST, json_bytes(request))
 
 
-def run(directory: Path) -> None:
-    """Run the script here. What it says goes to stderr."""
-    command, environment = ["bash", str(directory / SCRIPT)], {**os.environ, "PATH": machine.path()}
-    ended = subprocess.run(command, stdout=sys.stderr, env=environment, check=False)  # noqa: S603
+def request(directory: Path) -> Mapping[str, Any] | None:
+    """Which build a directory is the job of; None where nothing is yet, empty where it is of something else."""
+    if (directory / REQUEST).is_file():
+        with suppress(ValueError):
+            return dict(json.loads((directory / REQUEST).read_bytes()))
+    elif not os.path.lexists(directory) or (directory.is_dir() and all(map(_begun, directory.iterdir()))):
+        return None
+    return {}
+
+
+def remove(directory: Path) -> None:
+    """The whole job; that it is one last, so that one that was begun to be removed can be removed again."""
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if path.name != REQUEST:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    (directory / REQUEST).unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        directory.rmdir()
+
+
+def _begun(path: Path) -> bool:
+    """Whether it is what a process that was killed left of the first file."""
+    return path.name.startswith(f".{REQUEST}.")
+
+
+def run(directory: Path, lock: int) -> None:
+    """Run the script here. What it says goes to stderr. It holds the lock too, should it outlive us."""
+    command, environment = ["bash", str(directory.resolve() / SCRIPT)], {**os.environ, "PATH": machine.path()}
+    ended = subprocess.run(command, stdout=_STDERR, env=environment, pass_fds=[lock], check=False)  # noqa: S603
     if ended.returncode:
         raise MachineError(
             f"{directory / SCRIPT} ended with exit code {ended.returncode}, and what it said stands above; "
@@ -90,7 +118,7 @@ def lost(build: Build, directory: Path) -> MachineError:
 
 def _said(directory: Path, build: Build) -> dict[str, Any]:
     return {
-        "name": _name(directory),
+        "name": label(directory),
         "build": build,
         "commands": [shlex.join(command) for command in build.commands],
         "artifact": ARTIFACT,
@@ -103,7 +131,7 @@ def _said(directory: Path, build: Build) -> dict[str, Any]:
 
 def _kubernetes(directory: Path, build: Build) -> dict[str, Any]:
     """A batch/v1 Job that builds in a volume into which the job was copied."""
-    name = _name(directory)
+    name = label(directory)
     container = {
         "name": "build",
         "image": build.container,
@@ -147,9 +175,9 @@ def _kubernetes(directory: Path, build: Build) -> dict[str, Any]:
     }
 
 
-def _name(directory: Path) -> str:
+def label(directory: Path) -> str:
     """A DNS label."""
-    return re.sub(r"[^a-z0-9]+", "-", directory.resolve().name.lower()).strip("-")[:63] or "build"
+    return re.sub(r"[^a-z0-9]+", "-", directory.resolve().name.lower())[:63].strip("-") or "build"
 
 
 def _link(source: Path, target: Path) -> None:

@@ -10,12 +10,17 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.copyfile", "shutil.rmtree"}
+CHANGES = {
+    *("os.link", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.copyfile", "shutil.rmtree"),
+}
 NEVER = sys.maxsize
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
-    ["nemoport.repository.labels", "nemoport.repository.transfer", "fsspec.implementations.local"]
+    [
+        *("nemoport.repository.labels", "nemoport.repository.transfer", "fsspec.implementations.local"),
+        "nemoport.compilers.compile",
+    ]
 )
 
 

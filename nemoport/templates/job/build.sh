@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Generated. Builds {{ build.kind }} from ./{{ artifact }} into ./{{ product }}, which is complete once it is there.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+CDPATH="" cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
 fail() {
   echo "Error: $*" >&2
