@@ -9,13 +9,14 @@ from pathlib import Path
 
 from nemoport import plugins
 from nemoport.check.table import TABLE
+from nemoport.compilers.compile import BUILDERS, options
 from nemoport.exporters import methods
 from nemoport.exporters.rules import Column
 from nemoport.exporters.targets import hf
 from nemoport.validation import fidelity, likeness
 
 DOCS = Path(__file__).parent
-PAGES = (DOCS.parent / "README.md", DOCS / "check.md", DOCS / "quantization.md")
+PAGES = (DOCS.parent / "README.md", *(DOCS / f"{name}.md" for name in ("check", "compile", "quantization")))
 ROOM = "nemoport.exporters"
 
 
@@ -31,6 +32,8 @@ def tables() -> dict[str, str]:
             _methods(),
         ),
         "likeness": _table("of an encoder's | measure | bound", _likeness()),
+        "builders": _table("`--to` | what it builds | of", _builders()),
+        "builder_options": _table("option | of | what it says", _builder_options()),
         "gates": _table("weights of | methods | divergence | perplexity | another likeliest token", _gates()),
     }
 
@@ -114,6 +117,17 @@ def _likeness() -> Iterator[str]:
     yield f"vectors | of each text's {likeness.NEAREST} nearest, those that are others | at most {likeness.LOST:.0%}"
     yield f"labels | mean divergence | KL at most {likeness.DIVERGED}"
     yield f"labels | pairs of texts that change places | at most {likeness.MOVED:.0%}"
+
+
+def _builders() -> Iterator[str]:
+    for name, module in plugins.load_all(BUILDERS).items():
+        yield f"`{name}` | {_first_sentence(module.__doc__ or '')} | `{module.TAKES}`"
+
+
+def _builder_options() -> Iterator[str]:
+    for option, takers in options().items():
+        values = f" One of {_code(option.kind)}." if isinstance(option.kind, tuple) else ""
+        yield f"`--{option.name.replace('_', '-')}` | {_code(takers)} | {option.help}{values}"
 
 
 def _code(words: Iterable[str]) -> str:

@@ -1,0 +1,5 @@
+"""Conversions are made once here too."""
+
+from exporters.conftest import once
+
+__all__ = ["once"]
