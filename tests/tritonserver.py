@@ -2,7 +2,8 @@
 
 The wheel is fetched once into a cache, `$NEMOPORT_TEST_CACHE` or `~/.cache/nemoport-tests`. It holds one backend,
 python. The others are stood in for by python-based backends, so that the core puts a model's config through all its
-checks and takes it to READY; the stand-in for onnxruntime also runs the graph, with the onnxruntime package.
+checks and takes it to READY. The stand-in for onnxruntime also runs the graph, with the onnxruntime package; the one
+for tensorrtllm repeats the prompt, over and over, as an engine answers: at once, in a stream, or given draft tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import pytest
 WHEEL = "nvidia-pytriton==0.7.0"
 PACKAGES = ("numpy<2", "onnxruntime", "tokenizers")
 """With numpy 2 the python backend of 24.10 fails every request."""
-STANDS_IN = ("tensorrt", "tensorrtllm", "vllm", "pytorch", "openvino")
+STANDS_IN = ("tensorrt", "vllm", "pytorch", "openvino")
 """Backends of which only the config is judged; their `execute` answers with an error."""
 
 PASS_THROUGH = """
@@ -79,6 +80,101 @@ class TritonPythonModel:
         return responses
 """
 
+TENSORRTLLM = """
+import json
+import os
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        return config
+
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        said = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+        if "gpt_model_path" not in said:  # only the config is judged
+            return
+        # As model_instance_state.cc has it: these must be there, and the path is looked for from where the server is.
+        for name in ("gpt_model_type", "tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend"):
+            said[name]
+        with open(os.path.join(said["gpt_model_path"], "config.json")) as stream:
+            ranks = json.load(stream)["pretrained_config"]["mapping"]["world_size"]
+        for rank in range(ranks):
+            open(os.path.join(said["gpt_model_path"], "rank%d.engine" % rank)).close()
+        self.errs = args["model_name"].endswith("draft")
+        self.exclude = said.get("exclude_input_in_output", "false") == "true"
+        self.decoupled = config["model_transaction_policy"]["decoupled"]
+        self.outputs = [tensor["name"] for tensor in config["output"]]
+
+    def execute(self, requests):
+        if not self.decoupled:
+            return [list(self.answers(request))[-1] for request in requests]
+        for request in requests:
+            sender = request.get_response_sender()
+            for response in self.answers(request):
+                sender.send(response)
+            sender.send(flags=FINAL)
+
+    def answers(self, request):
+        def given(name, usual=None):
+            tensor = pb_utils.get_input_tensor_by_name(request, name)
+            return usual if tensor is None else tensor.as_numpy()
+
+        if np.ravel(given("stop", [False]))[0]:
+            return
+        ids, words = given("input_ids")[0].tolist(), given("stop_words_list")
+        drafted = given("draft_input_ids")
+        wanted = int(np.ravel(given("request_output_len"))[0])
+        end = int(np.ravel(given("end_id", [-1]))[0])
+        period = int(np.ravel(given("runtime_top_k", [len(ids)]))[0])  # a prompt of which so many tokens come again
+        new = []
+        for place in range(wanted):
+            token = (ids + new)[-period]
+            if self.errs and place % 3 == 2:
+                token = 7
+            if token == end:
+                break
+            new.append(token)
+            if drafted is not None and (place >= drafted.shape[1] or drafted[0, place] != token):
+                break
+            if words is not None and words.shape[-1] and self.ends(new, words[0].tolist()):
+                break
+        streaming = bool(np.ravel(given("streaming", [False]))[0])
+        exclude = bool(np.ravel(given("exclude_input_in_output", [self.exclude]))[0])
+        if streaming:
+            for place, token in enumerate(new):
+                yield self.response([token] if exclude or place else ids + [token])
+        else:
+            logits = bool(np.ravel(given("return_generation_logits", [False]))[0])
+            yield self.response(new if exclude else ids + new, logits)
+
+    def ends(self, new, words):
+        start = 0
+        for end in words[1]:
+            if end > start and new[start - end:] == words[0][start:end]:
+                return True
+            start = max(start, end)
+        return False
+
+    def response(self, tokens, logits=False):
+        said = {
+            "output_ids": np.array([[tokens]], np.int32).reshape(1, 1, len(tokens)),
+            "sequence_length": np.array([[len(tokens)]], np.int32),
+            "cum_log_probs": np.array([[-1.5]], np.float32),
+            "output_log_probs": np.zeros((1, 1, len(tokens)), np.float32),
+            "batch_index": np.array([[0]], np.int32),
+            "sequence_index": np.array([[0]], np.int32),
+        }
+        if logits:
+            said["generation_logits"] = np.zeros((1, 1, len(tokens), 5), np.float32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in said.items()])
+"""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -120,9 +216,11 @@ def tritonserver(
     exit_on_error: bool = True,
     seconds: float = 60,
     flags: Sequence[str] = (),
+    directory: Path | None = None,
 ) -> Iterator[Server]:
-    """Serve a repository, and `also` others, until the block ends. `load` names the models of explicit mode (`*` is
-    all of them); None is the server's default mode, in which one model that fails keeps the server from starting."""
+    """Serve a repository, and `also` others, from a directory, until the block ends. `load` names the models of
+    explicit mode (`*` is all of them); None is the server's default mode, in which one model that fails keeps the
+    server from starting."""
     home = installation()
     http, grpc = _free_ports(2)
     region = f"nemoport_{os.getpid()}_{http}_"
@@ -148,7 +246,12 @@ def tritonserver(
         command += ["--strict-readiness=false"]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=_environment(home)
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=_environment(home),
+            cwd=directory,
         )
     try:
         server = Server(f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", log)
@@ -235,7 +338,7 @@ def _venv(home: Path) -> Path:
 
 
 def _stand_ins() -> dict[str, str]:
-    return {"onnxruntime": ONNXRUNTIME} | dict.fromkeys(STANDS_IN, PASS_THROUGH)
+    return {"onnxruntime": ONNXRUNTIME, "tensorrtllm": TENSORRTLLM} | dict.fromkeys(STANDS_IN, PASS_THROUGH)
 
 
 def _write_if_changed(path: Path, content: str) -> None:

@@ -13,6 +13,7 @@ from nemoport import __version__
 from nemoport.cli.check import check
 from nemoport.cli.compile import compile_
 from nemoport.cli.convert import convert
+from nemoport.cli.layout import layout
 from nemoport.cli.options import PATH, Size, Verbs, adapter_option, config, config_option, json_option, numbers
 from nemoport.cli.repo import repo
 from nemoport.cli.serve import serve
@@ -192,6 +193,6 @@ def doctor_(as_json: bool) -> None:
     show.json(doctor.as_json(machine)) if as_json else show.pairs(doctor.lines(machine))
 
 
-for verb in (convert, compile_, serve, check, repo):
+for verb in (convert, compile_, layout, serve, check, repo):
     main.add_command(verb)
 repo.add_command(check)

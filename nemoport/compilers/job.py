@@ -28,7 +28,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from nemoport.artifact import MANIFEST, Artifact, json_bytes, write_atomically
+from nemoport.artifact import MANIFEST, Artifact, json_bytes, link, write_atomically
 from nemoport.compilers import machine
 from nemoport.compilers.build import ARTIFACT, PRODUCT, Build, Facts
 from nemoport.errors import DamagedInput, MachineError
@@ -48,7 +48,7 @@ def write(directory: Path, build: Build, source: Path, made: Artifact, request: 
     (directory / SCRIPT).unlink(missing_ok=True)
     write_atomically(directory / REQUEST, json_bytes(request))
     for name in (MANIFEST, *(file.path for file in made.files)):
-        _link(source / name, directory / ARTIFACT / name)
+        link(source / name, directory / ARTIFACT / name)
     for name, content in build.files.items():
         _write(directory / name, content)
     for name, kept in build.kept.items():
@@ -178,16 +178,6 @@ def _kubernetes(directory: Path, build: Build) -> dict[str, Any]:
 def label(directory: Path) -> str:
     """A DNS label."""
     return re.sub(r"[^a-z0-9]+", "-", directory.resolve().name.lower())[:63].strip("-") or "build"
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same bytes under another name, or a copy of them on another disk."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _write(path: Path, content: bytes) -> None:

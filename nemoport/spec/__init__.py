@@ -12,7 +12,7 @@ from nemoport.spec.dividing import check_divisible
 from nemoport.spec.feed_forward import Activation, Dense, FeedForward, Groups, Mixture, Router, Score
 from nemoport.spec.heads import Classifier, Embedding, Head, LanguageModel, Pooling
 from nemoport.spec.mixers import Attention, LatentAttention, Mamba, Mixer, State
-from nemoport.spec.model import Block, ModelSpec, parameter_count, tensors
+from nemoport.spec.model import Block, ModelSpec, attention_windows, parameter_count, tensors
 from nemoport.spec.norm import Norm, NormKind
 from nemoport.spec.plan import DTYPES, Plan, Profile, Recipe, VocabPolicy, Weights
 from nemoport.spec.rope import LinearScaling, Llama3Scaling, Rope, RopeScaling, YarnScaling
@@ -52,6 +52,7 @@ __all__ = [
     "VocabPolicy",
     "Weights",
     "YarnScaling",
+    "attention_windows",
     "check_divisible",
     "parameter_count",
     "plan_from_json",

@@ -98,6 +98,16 @@ def parameter_count(spec: ModelSpec) -> int:
     return total
 
 
+def attention_windows(spec: ModelSpec) -> tuple[int, ...]:
+    """How far each layer looks back, taken in turns until the layers are through; where a layer has no window, all
+    positions. Nothing where no layer has one."""
+    if not any(mixer.window for mixer in spec.mixers):
+        return ()
+    each = [mixer.window or spec.max_positions for mixer in spec.mixers]
+    turns = range(1, len(each) + 1)
+    return tuple(each[: next(turn for turn in turns if all(each[i] == each[i % turn] for i in range(len(each))))])
+
+
 def _tensors(spec: ModelSpec) -> Iterator[TensorSpec]:
     vocab = Axis("vocab", spec.vocab_size, spec.vocab_size)
     hidden = Axis("hidden", spec.hidden_size, spec.hidden_size)

@@ -20,14 +20,13 @@ from nemoport.exporters.dequantized import all_dequantized
 from nemoport.exporters.dtypes import real
 from nemoport.exporters.encoding import Encoded
 from nemoport.exporters.serving import WEIGHTS
-from nemoport.exporters.targets.trtllm import attention_windows
 from nemoport.exporters.tensor import LazyTensor
 from nemoport.reference import rank_files
 from nemoport.runner.client import Client
 from nemoport.runner.model import LoadOptions, ModelVersion, load_version
 from nemoport.runner.serve import serving
 from nemoport.runner.server import Server
-from nemoport.spec import LanguageModel, ModelSpec
+from nemoport.spec import LanguageModel, ModelSpec, attention_windows
 from nemoport.validation import quantized_ranks, sights, weights
 from nemoport.validation.measures import Logits
 from nemoport.validation.prompts import Prompt

@@ -52,7 +52,11 @@ if said.output_timing_cache:
     before = known.read_bytes() if known.is_file() else b""
     pathlib.Path(said.output_timing_cache).write_bytes(before + b"a timing;")
 plugins = {{"paged_kv_cache": said.kv_cache_type == "PAGED", "remove_input_padding": True, "tokens_per_block": 32}}
-built = {{name: value for name, value in vars(said).items() if value is not None and name != "checkpoint_dir"}}
+plugins |= {{"gpt_attention_plugin": "auto", "use_paged_context_fmha": said.use_paged_context_fmha != "disable"}}
+built = {{"max_batch_size": 2048, "max_seq_len": config["max_position_embeddings"], "max_beam_width": 1}}
+built |= {{name: value for name, value in vars(said).items() if value is not None and name != "checkpoint_dir"}}
+modes = (None, "draft_tokens_external", "medusa", "lookahead_decoding", "explicit_draft_tokens", "eagle")
+built["speculative_decoding_mode"] = 1 << modes.index(said.speculative_decoding_mode)
 built["plugin_config"] = plugins
 whole = {{"version": version("tensorrt_llm"), "pretrained_config": config, "build_config": built}}
 (out / "config.json").write_text(json.dumps(whole))

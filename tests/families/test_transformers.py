@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from nemoport import reference
 from nemoport.errors import UnsupportedInput
 from nemoport.exporters import convert, source, stream
-from nemoport.exporters.targets.trtllm import attention_windows
-from nemoport.spec import ModelSpec, Plan
+from nemoport.spec import ModelSpec, Plan, attention_windows
 from nemoport.validation import Request, validate
 
 with warnings.catch_warnings():

@@ -23,7 +23,7 @@ from nemoport.exporters.rules import Binding, Column, written
 from nemoport.exporters.sharding import Sharding, shard
 from nemoport.exporters.source import column
 from nemoport.exporters.tensor import LazyTensor, cast
-from nemoport.spec import Attention, ModelSpec, Plan, TensorSpec, check_divisible, tensors
+from nemoport.spec import Attention, ModelSpec, Plan, TensorSpec, attention_windows, check_divisible, tensors
 
 SHARDING = Sharding(
     axes={"heads": "divide", "kv_heads": "repeat", "ffn": "divide", "vocab": "pad"}, whole=frozenset({"embed.weight"})
@@ -122,16 +122,6 @@ def _local_name(name: str, stage: int, layers: int, pp: int) -> str | None:
             return name if stage == 0 else None
         case _:
             return name if stage == pp - 1 else None
-
-
-def attention_windows(spec: ModelSpec) -> tuple[int, ...]:
-    """What TensorRT-LLM is told at run time: a window for each layer, taken in turns until the layers are through;
-    where a layer has none, all positions."""
-    if not any(mixer.window for mixer in spec.mixers):
-        return ()
-    each = [mixer.window or spec.max_positions for mixer in spec.mixers]
-    turns = range(1, len(each) + 1)
-    return tuple(each[: next(turn for turn in turns if all(each[i] == each[i % turn] for i in range(len(each))))])
 
 
 def _headed(table: Column, spec: ModelSpec) -> ModelSpec:
