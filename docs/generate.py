@@ -13,6 +13,7 @@ from nemoport.compilers.compile import BUILDERS, options
 from nemoport.exporters import methods
 from nemoport.exporters.rules import Column
 from nemoport.exporters.targets import hf
+from nemoport.repository.inflight.settings import PARAMETERS
 from nemoport.validation import fidelity, likeness
 
 DOCS = Path(__file__).parent
@@ -34,6 +35,7 @@ def tables() -> dict[str, str]:
         "likeness": _table("of an encoder's | measure | bound", _likeness()),
         "builders": _table("`--to` | what it builds | of", _builders()),
         "builder_options": _table("option | of | what it says", _builder_options()),
+        "backend_parameters": _table("parameter | value | what it is | needs an engine with", _backend_parameters()),
         "gates": _table("weights of | methods | divergence | perplexity | another likeliest token", _gates()),
     }
 
@@ -128,6 +130,11 @@ def _builder_options() -> Iterator[str]:
     for option, takers in options().items():
         values = f" One of {_code(option.kind)}." if isinstance(option.kind, tuple) else ""
         yield f"`--{option.name.replace('_', '-')}` | {_code(takers)} | {option.help}{values}"
+
+
+def _backend_parameters() -> Iterator[str]:
+    for each in PARAMETERS:
+        yield f"`{each.name}` | {each.kind.what} | {each.help} | {f'`{each.needs.what}`' if each.needs else ''}"
 
 
 def _code(words: Iterable[str]) -> str:

@@ -118,7 +118,7 @@ def lost(build: Build, directory: Path) -> MachineError:
 
 def _said(directory: Path, build: Build) -> dict[str, Any]:
     return {
-        "name": label(directory),
+        "name": _name(directory),
         "build": build,
         "commands": [shlex.join(command) for command in build.commands],
         "artifact": ARTIFACT,
@@ -131,7 +131,7 @@ def _said(directory: Path, build: Build) -> dict[str, Any]:
 
 def _kubernetes(directory: Path, build: Build) -> dict[str, Any]:
     """A batch/v1 Job that builds in a volume into which the job was copied."""
-    name = label(directory)
+    name = _name(directory)
     container = {
         "name": "build",
         "image": build.container,
@@ -175,7 +175,7 @@ def _kubernetes(directory: Path, build: Build) -> dict[str, Any]:
     }
 
 
-def label(directory: Path) -> str:
+def _name(directory: Path) -> str:
     """A DNS label."""
     return re.sub(r"[^a-z0-9]+", "-", directory.resolve().name.lower())[:63].strip("-") or "build"
 

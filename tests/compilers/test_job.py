@@ -16,8 +16,6 @@ from exporters.commands import command
 from exporters.conftest import Once
 from exporters.fixtures import LLAMA
 
-from nemoport.compilers import job
-
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 """RFC 1123, which Kubernetes holds names of Jobs' pods and claims to."""
 FIELDS: dict[str, Any] = {
@@ -119,9 +117,12 @@ def check(said: Any, documented: Any, place: str) -> None:
         assert type(said) is documented, place
 
 
-@pytest.mark.parametrize("name", ["engines", "-", "Größe", "a.b_c", "x" * 70, "a" * 62 + "-b", "42"])
-def test_any_directory_has_a_name_that_kubernetes_takes(name: str) -> None:
-    assert LABEL.fullmatch(job.label(Path(name)))
+@pytest.mark.parametrize("name", ["-", "Größe", "a.b_c", "x" * 70, "a" * 62 + "-b", "42"])
+def test_any_directory_has_a_name_that_kubernetes_takes(name: str, once: Once, tmp_path: Path) -> None:
+    ended = command("compile", once(LLAMA["nemo2"], "trtllm", tp=2), "--to", "trtllm", "--job", "-o", tmp_path / name)
+    assert ended.exit_code == 0, ended.stderr
+    said = yaml.safe_load((tmp_path / f"{name}.job/job.yaml").read_text())
+    assert LABEL.fullmatch(said["metadata"]["name"])
 
 
 INSTRUCTIONS = {"FROM", "COPY", "RUN", "USER", "ENV", "WORKDIR", "ENTRYPOINT"}
