@@ -9,6 +9,7 @@ for tensorrtllm repeats the prompt, over and over, as an engine answers: at once
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -232,7 +233,7 @@ def tritonserver(
         *(f"--model-repository={place}" for place in (repository, *also)),
         *([f"--model-config-name={config_name}"] if config_name else []),
         f"--id={region}",
-        f"--backend-directory={home / 'pytriton/tritonserver/backends'}",
+        f"--backend-directory={_backends(home)}",
         f"--cache-directory={home / 'pytriton/tritonserver/caches'}",
         *("--http-address=127.0.0.1", f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}"),
         *("--allow-metrics=false", "--exit-timeout-secs=5", f"--exit-on-error={str(exit_on_error).lower()}"),
@@ -295,8 +296,7 @@ def _installation() -> Path | str:
             if not home.is_dir():
                 _install(home, python)
             _need_packages(home)
-        for backend, code in _stand_ins().items():
-            _write_if_changed(home / f"pytriton/tritonserver/backends/{backend}/model.py", code)
+            _write_stand_ins(_backends(home))
         stub = home / "pytriton/tritonserver/backends/python/triton_python_backend_stub"
         _need_libraries(home, stub)
         _need_libraries(home, home / "pytriton/tritonserver/bin/tritonserver")
@@ -341,12 +341,21 @@ def _stand_ins() -> dict[str, str]:
     return {"onnxruntime": ONNXRUNTIME, "tensorrtllm": TENSORRTLLM} | dict.fromkeys(STANDS_IN, PASS_THROUGH)
 
 
-def _write_if_changed(path: Path, content: str) -> None:
-    if not path.is_file() or path.read_text() != content:
-        path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(content)
-        temporary.replace(path)
+def _backends(home: Path) -> Path:
+    """The backends as these tests have them: two versions of the tests may share a cache."""
+    digest = hashlib.sha256(json.dumps(_stand_ins()).encode()).hexdigest()[:12]
+    return home / f"pytriton/tritonserver/backends-{digest}"
+
+
+def _write_stand_ins(place: Path) -> None:
+    if not place.is_dir():
+        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+            made = Path(scratch) / place.name
+            for backend, code in _stand_ins().items():
+                (made / backend).mkdir(parents=True)
+                (made / backend / "model.py").write_text(code)
+            (made / "python").symlink_to("../backends/python")
+            made.rename(place)
 
 
 def _environment(home: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ from nemoport import calibration
 from nemoport.errors import NemoportError
 from nemoport.exporters import convert, stream
 from nemoport.exporters.methods import ENGINES
+from nemoport.exporters.quantize import KV_CACHES
 from nemoport.exporters.targets import llmapi, vllm
 from nemoport.spec import Plan, Recipe
 from nemoport.validation import Request, validate
@@ -23,40 +24,53 @@ from .fixtures import DATA, LLAMA
 
 MODELOPT = DATA / "modelopt"
 SIDECARS = {"vllm": "model.json", "llmapi": "model.yaml"}
-DOCUMENTED = {
-    # AsyncEngineArgs: docs.vllm.ai, "Engine Arguments"; vllm/engine/arg_utils.py
+COUNT = range(1, 1 << 20)
+FRACTION = (0.0, 1.0)
+"""From, to."""
+DOCUMENTED: dict[str, dict[str, Any]] = {
+    # AsyncEngineArgs: docs.vllm.ai, "Engine Arguments"; vllm/engine/arg_utils.py. The types of a cache: CacheDType of
+    # vllm/config/cache.py, as far as every release since 0.10 has them. Methods: QUANTIZATION_METHODS.
     "vllm": {
         "model": str,
         "tokenizer": str,
-        "dtype": str,
-        "max_model_len": int,
-        "tensor_parallel_size": int,
-        "pipeline_parallel_size": int,
+        "dtype": {"auto", "half", "float16", "bfloat16", "float", "float32"},
+        "max_model_len": COUNT,
+        "tensor_parallel_size": COUNT,
+        "pipeline_parallel_size": COUNT,
         "enable_expert_parallel": bool,
-        "kv_cache_dtype": str,
-        "quantization": str,
-        "gpu_memory_utilization": float,
+        "kv_cache_dtype": {"auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc"},
+        "quantization": {"awq", "fp8", "modelopt", "modelopt_fp4", "gptq", "compressed-tensors"},
+        "gpu_memory_utilization": FRACTION,
     },
-    # TorchLlmArgs: nvidia.github.io/TensorRT-LLM, "LLM API Reference"; tensorrt_llm/llmapi/llm_args.py.
-    # triton_config: TensorRT-LLM's triton_backend/all_models/llmapi/tensorrt_llm/1/model.yaml and model.py
+    # TorchLlmArgs, KvCacheConfig: nvidia.github.io/TensorRT-LLM, "LLM API Reference"; tensorrt_llm/llmapi/llm_args.py.
+    # triton_config: TensorRT-LLM's triton_backend/all_models/llmapi/tensorrt_llm/1/model.yaml and model.py, which wants
+    # max_batch_size 0.
     "llmapi": {
         "model": str,
         "tokenizer": str,
-        "backend": str,
-        "dtype": str,
-        "tensor_parallel_size": int,
-        "pipeline_parallel_size": int,
-        "moe_expert_parallel_size": int,
-        "moe_tensor_parallel_size": int,
-        "kv_cache_config": {"dtype": str, "free_gpu_memory_fraction": float, "enable_block_reuse": bool},
-        "triton_config": {"max_batch_size": int, "decoupled": bool, "cancellation_check_period_ms": int},
+        "backend": {"pytorch", "_autodeploy"},
+        "dtype": {"auto", "float16", "bfloat16", "float32"},
+        "tensor_parallel_size": COUNT,
+        "pipeline_parallel_size": COUNT,
+        "moe_expert_parallel_size": COUNT,
+        "moe_tensor_parallel_size": COUNT,
+        "kv_cache_config": {
+            "dtype": {"auto", "fp8", "nvfp4"},
+            "free_gpu_memory_fraction": FRACTION,
+            "enable_block_reuse": bool,
+        },
+        "triton_config": {"max_batch_size": range(1), "decoupled": bool, "cancellation_check_period_ms": COUNT},
     },
+}
+MANDATORY = {
+    "vllm": ("model", "tensor_parallel_size", "pipeline_parallel_size"),
+    "llmapi": ("model", "backend", "tensor_parallel_size", "pipeline_parallel_size", "triton_config"),
 }
 CASES: dict[str, tuple[Plan, str | None]] = {
     "one rank": (Plan(), None),
     "tp 2, pp 3": (Plan(tp=2, pp=3), None),
     "experts": (Plan(tp=4, ep=4), None),
-    "fp8 cache": (Plan(), "FP8"),
+    **{f"{name} cache": (Plan(), word) for name, word in KV_CACHES.items()},
 }
 every_engine = pytest.mark.parametrize("target", ENGINES)
 
@@ -74,13 +88,37 @@ def arguments(target: str, plan: Plan, kv_cache: str | None) -> dict[str, Any]:
     return vllm.arguments(plan, kv_cache) if target == "vllm" else llmapi.arguments(plan, kv_cache)
 
 
-def check(said: dict[str, Any], documented: Any) -> None:
+def check(said: dict[str, Any], documented: dict[str, Any], place: str = "") -> None:
+    """Every field by its row: a type, the values there are, a range of whole numbers, two bounds, or fields again."""
     for name, value in said.items():
-        kind = documented[name]
-        if isinstance(kind, dict):
-            check(value, kind)
+        row, what = documented[name], f"{place}{name} is {value!r}"
+        if isinstance(row, dict):
+            check(value, row, f"{place}{name}.")
+        elif isinstance(row, type):
+            assert type(value) is row, what
+        elif isinstance(row, tuple):
+            assert type(value) is float, what
+            assert row[0] <= value <= row[1], what
         else:
-            assert type(value) is kind, name
+            assert type(value) is (int if isinstance(row, range) else str), what
+            assert value in row, what
+
+
+@every_engine
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("model", 1),
+        ("tensor_parallel_size", 0),
+        ("tensor_parallel_size", True),
+        ("pipeline_parallel_size", "2"),
+        ("tensor_parallel", 2),
+        ("dtype", "bf16"),
+    ],
+)
+def test_a_field_that_is_not_documented_does_not_pass(target: str, name: str, value: Any) -> None:
+    with pytest.raises((AssertionError, KeyError)):
+        check({name: value}, DOCUMENTED[target])
 
 
 @every_engine
@@ -90,6 +128,7 @@ def test_what_is_written_says_what_the_plan_does(target: str, once: Once) -> Non
     check(said, DOCUMENTED[target])
     assert (directory / said["model"] / "config.json").is_file()
     assert said["tensor_parallel_size"] == 2
+    assert set(MANDATORY[target]) <= said.keys()
     assert "${" not in (directory / SIDECARS[target]).read_text()
 
 
