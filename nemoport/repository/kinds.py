@@ -65,7 +65,8 @@ NOT_SERVED = {
     "hf": "Triton serves it through vLLM or TensorRT-LLM's LLM API; convert with --to vllm or --to llmapi",
     "trtllm": "Triton serves the engines that trtllm-build makes of it, not the checkpoint; use `compile --to trtllm` "
     "and `layout inflight_batcher_llm`, or convert with --to llmapi",
-    "trtllm_engine": "five models serve an engine; lay them out with `nemoport layout inflight_batcher_llm`",
+    "trtllm_engine": "five models serve an engine; lay them out with `nemoport layout inflight_batcher_llm`, "
+    "or convert with --to llmapi",
 }
 
 

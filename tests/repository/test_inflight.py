@@ -160,7 +160,8 @@ def told(server: Server, model: str, **said: Any) -> str:
 def test_it_can_be_moved_and_loaded_again_and_answers_once_where_that_was_chosen(
     tmp_path: Path, tokenizer: Any
 ) -> None:
-    laid_out(engine(tmp_path / "engine", tokenizer=False), tmp_path / "a", "--tokenizer", TOKENIZER, "--no-decoupled")
+    options = ("--tokenizer", TOKENIZER, "--no-decoupled", "--max-batch-size", 1)
+    laid_out(engine(tmp_path / "engine", tokenizer=False), tmp_path / "a", *options)
     for place in ("b", "c with space"):
         shutil.move(tmp_path / "a", tmp_path / place)
         with tritonserver(Path("."), directory=tmp_path / place) as server:
