@@ -70,6 +70,7 @@ ABILITIES = (
     Ability(what="convert --to torchscript"),
     Ability(what="convert from compressed zarr", needs=("numcodecs",)),
     Ability(what="convert --quantize --calib", needs=("torch", "tokenizers")),
+    Ability(what="compile --to onnxruntime", needs=("onnxruntime",)),
     Ability(what="compile --to trtllm", needs=("tensorrt_llm",), gpu=True),
     Ability(what="layout inflight_batcher_llm"),
     Ability(what="validate", needs=("torch",)),

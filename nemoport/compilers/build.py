@@ -77,6 +77,10 @@ class Build:
     kept: Mapping[str, Path] = field(default_factory=dict)
     """Files of a job that outlive it, and where: a timing cache. One that is there already is given to the job."""
     signature: Signature | None = None
+    stages: tuple[Signature, ...] = ()
+    """Of a product in pipeline stages, as in `Artifact`."""
+    packages: tuple[str, ...] = ()
+    """What pip adds to the container first: `onnxruntime-gpu==1.31.1`."""
 
 
 class Builder(Protocol):

@@ -129,6 +129,7 @@ def _finish(planned: Plan) -> None:
         loads=build.loads(built_with),
         source={**made.source, "compiled": dict(planned.request)},
         signature=build.signature,
+        stages=build.stages,
         built_with=built_with,
     )
     artifact.write_manifest(product, finished)

@@ -117,6 +117,7 @@ def lost(build: Build, directory: Path) -> MachineError:
 
 
 def _said(directory: Path, build: Build) -> dict[str, Any]:
+    gpus = f"{build.gpus} GPU{'s' if build.gpus > 1 else ''}"
     return {
         "name": _name(directory),
         "build": build,
@@ -126,6 +127,8 @@ def _said(directory: Path, build: Build) -> dict[str, Any]:
         "facts_file": FACTS,
         "lacks": _LACKS,
         "user": USER,
+        "machine": f"with {gpus} of the kind that will serve it" if build.gpus else "like the one that will serve it",
+        "docker_run": "docker run --gpus all" if build.gpus else "docker run",
     }
 
 
@@ -134,11 +137,11 @@ def _kubernetes(directory: Path, build: Build) -> dict[str, Any]:
     name = _name(directory)
     container = {
         "name": "build",
-        "image": build.container,
+        "image": name if build.packages else build.container,
         "command": ["bash", f"/job/{SCRIPT}"],
         "workingDir": "/job",
         "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108  (a volume of its own)
-        "resources": {"limits": {"nvidia.com/gpu": build.gpus}},
+        "resources": {"limits": {"nvidia.com/gpu": build.gpus} if build.gpus else {}},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

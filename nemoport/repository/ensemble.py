@@ -71,7 +71,8 @@ def wired(name: str, members: Sequence[Member], gives: Collection[str] = ()) -> 
 
 def compose(destination: Path, name: str, members: Sequence[tuple[str, Path]], gives: Collection[str] = ()) -> None:
     """Write the artifact of members, each the name of a model and its evidence. The last one's source is the
-    ensemble's, and so are its spec, its plan and its dtype. `gives`: what others than the last give to the client."""
+    ensemble's, and so are its spec, its plan, its dtype and what it was built with. `gives`: what others than the last
+    give to the client."""
     made = [artifact.read_manifest(evidence) for _, evidence in members]
     row = [Member(model, signed(model, each.signature)) for (model, _), each in zip(members, made, strict=True)]
     signature = wired(name, row, gives)
@@ -101,6 +102,7 @@ def compose(destination: Path, name: str, members: Sequence[tuple[str, Path]], g
             loads=("Triton",),
             source={"steps": steps},
             signature=signature,
+            built_with=last.built_with,
         )
         artifact.write_manifest(place, composed)
         place.rename(destination)

@@ -68,6 +68,8 @@ NOT_SERVED = {
     "trtllm_engine": "five models serve an engine; lay them out with `nemoport layout inflight_batcher_llm`, "
     "or convert with --to llmapi",
 }
+PROVIDERS = {"CPUExecutionProvider": "KIND_CPU", "CUDAExecutionProvider": "KIND_GPU"}
+"""Where a graph runs that was compiled for one of ONNX Runtime's providers."""
 
 
 def kind_of(made: Artifact) -> Kind:
@@ -93,7 +95,8 @@ def tuning(made: Artifact, max_batch_size: int, data_types: dict[str, str]) -> d
     """The fields of a config that are a choice, in protobuf's JSON. A cache that comes in and goes out belongs to one
     request: such a model is asked one step at a time, and merging requests of different lengths is not possible."""
     kind = kind_of(made)
-    fields: dict[str, Any] = {"instance_group": [{"count": 1, "kind": kind.instances}]} if kind.instances else {}
+    instances = kind.instances and PROVIDERS.get(made.built_with.get("provider", ""), kind.instances)
+    fields: dict[str, Any] = {"instance_group": [{"count": 1, "kind": instances}]} if instances else {}
     if kind.parameters:
         fields["parameters"] = {name: {"string_value": value} for name, value in kind.parameters.items()}
     if kind.graph and not any(PAST in tensor.shape for tensor in _tensors(made)):

@@ -79,14 +79,16 @@ def split(directory: Path, made: Artifact, scratch: Path) -> list[Path]:
         own = [file for file in made.files if file.path.startswith(place)]
         for file in own:
             (part / file.path.removeprefix(place)).symlink_to((directory / file.path).resolve())
-        (part / artifact.LEDGER).write_bytes(_ledger(directory / artifact.LEDGER, place))
+        files = [File(file.path.removeprefix(place), file.size, file.blake3) for file in own]
+        if (directory / artifact.LEDGER).is_file():  # of what was converted, and not compiled
+            (part / artifact.LEDGER).write_bytes(_ledger(directory / artifact.LEDGER, place))
+            files.append(artifact.describe(part / artifact.LEDGER, part))
         if (directory / artifact.ORIGIN).is_file():
             (part / artifact.ORIGIN).write_bytes((directory / artifact.ORIGIN).read_bytes())
         said = {"artifact": artifact.identity(directory), "number": number, "of": len(made.stages)}
-        files = (File(file.path.removeprefix(place), file.size, file.blake3) for file in own)
         stage = replace(
             made,
-            files=(*files, artifact.describe(part / artifact.LEDGER, part)),
+            files=tuple(files),
             signature=signature,
             stages=(),
             source={**made.source, STAGE: said},

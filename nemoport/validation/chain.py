@@ -23,7 +23,7 @@ from nemoport.runner.client import Client
 from nemoport.runner.model import LoadOptions
 from nemoport.runner.serve import serving
 from nemoport.runner.server import Server
-from nemoport.validation import sights, weights
+from nemoport.validation import executions, sights
 from nemoport.validation.executions import ANY, Execution, graph_execution
 from nemoport.validation.subject import Subject
 from nemoport.validation.worded import members
@@ -71,7 +71,7 @@ def chained(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
                 held = tuple(
                     replace(share, place=each.name)
                     for each in row
-                    for share in weights.of_graph(each.files / GRAPH, made.spec)
+                    for share in executions.held(artifact.read_manifest(each.evidence), each.files / GRAPH)
                 )
                 sight = sights.of_graphs([each.files / GRAPH for each in row], held)
                 answers = graph_execution(made, made.signature, client, loaded, held, sight, place)

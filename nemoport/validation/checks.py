@@ -15,7 +15,7 @@ from nemoport.validation.measures import NOWHERE, Distance, Logits, distance
 from nemoport.validation.prompts import Prompt
 from nemoport.validation.report import Check
 from nemoport.validation.texts import alone
-from nemoport.validation.weights import differences
+from nemoport.validation.weights import differences, missing, unequal
 
 STEPS = 6
 """Tokens fed one at a time, after the others at once."""
@@ -91,8 +91,10 @@ SOURCE, RECIPE = "the source", "the recipe"
 
 
 def weights(model: Model, execution: Execution, of: str) -> Check:
-    wrong, held = differences(model, execution.holds), len(execution.holds)
-    found = f"{wrong[0]} ({len(wrong)} such tensors)" if wrong else f"{held} tensors equal"
+    lost = missing(model, execution.holds) if execution.folded else ()
+    wrong = unequal(model, execution.holds) if execution.folded else differences(model, execution.holds)
+    found = f"{wrong[0]} ({len(wrong)} such tensors)" if wrong else f"{len(execution.holds)} tensors equal"
+    found += f", {len(lost)} folded into others, which only the {execution.gives} judge" if lost else ""
     return Check(name=f"weights of {of}", passed=not wrong, found=found, needed="every bit, in the dtype held")
 
 

@@ -39,7 +39,10 @@ if TYPE_CHECKING:
     from nemoport.reference.weights import Sight
 
 Array = NDArray[Any]
-Held = Callable[[Path, ModelSpec], tuple[Share, ...]]
+HELD: dict[str, Callable[[Path, ModelSpec], tuple[Share, ...]]] = {
+    "onnx": weights.of_graph,
+    "torchscript": weights.of_script,
+}
 """The canonical tensors in a file that is executed."""
 
 KEEP = 1 << 30
@@ -65,6 +68,8 @@ class Execution:
     gives: str = "logits"
     sight: Sight | None = None
     """What it rounds of the input of a linear with packed weights."""
+    folded: bool = False
+    """It was compiled: some weights are no longer there by themselves."""
     notes: tuple[str, ...] = ()
 
 
@@ -119,7 +124,7 @@ _PACKED = (
 
 
 @contextmanager
-def served(subject: Subject, options: LoadOptions, *, held: Held) -> Iterator[Execution]:
+def served(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
     """On the runner's own path: the version loaded under its config, real requests over HTTP."""
     with in_repository(subject) as (model, version):
         loaded = load_version(model, version, options)
@@ -128,7 +133,7 @@ def served(subject: Subject, options: LoadOptions, *, held: Held) -> Iterator[Ex
         with serving(server, http_max_input_size=ANY) as address, Client(address) as client:
             place = "the CPU" if loaded.placement.gpu is None else f"GPU {loaded.placement.gpu}"
             graph = model / version / loaded.config.default_model_filename
-            made, holds = subject.artifact, held(graph, subject.artifact.spec)
+            made, holds = subject.artifact, held(subject.artifact, graph)
             assert made.signature, "a graph has a signature"
             sight = sights.of_graphs([graph], holds)
             yield graph_execution(made, made.signature, client, loaded, holds, sight, place)
@@ -155,8 +160,15 @@ def graph_execution(
         computes_in=made.dtype,
         gives=answer_of(spec),
         sight=sight,
+        folded=bool(made.built_with),
         notes=(*loaded.notes, *((_PACKED,) if sight else ())),
     )
+
+
+def held(made: Artifact, file: Path) -> tuple[Share, ...]:
+    """The weights of what the runner loads, as it was converted or as a compiler left it."""
+    folded = made.kind == "onnx" and made.built_with
+    return (weights.of_optimized if folded else HELD[made.kind])(file, made.spec)
 
 
 def _not_rounded(tensors: Mapping[str, LazyTensor]) -> tuple[str, ...]:
@@ -172,8 +184,7 @@ EXECUTIONS: dict[str, Callable[[Subject, LoadOptions], AbstractContextManager[Ex
     "vllm": below,
     "llmapi": below,
     "trtllm": ranks,
-    "onnx": partial(served, held=weights.of_graph),
-    "torchscript": partial(served, held=weights.of_script),
+    **dict.fromkeys(HELD, served),
 }
 
 

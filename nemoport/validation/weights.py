@@ -13,20 +13,24 @@ from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto, load_model
+from onnx.numpy_helper import to_array
 
 from nemoport.exporters.checkpoint import Model
 from nemoport.exporters.dequantized import all_dequantized
-from nemoport.exporters.derived import shift
+from nemoport.exporters.derived import shift, transpose
 from nemoport.exporters.dtypes import DTYPES, words
 from nemoport.exporters.encoding import Encoded, bits
 from nemoport.exporters.formats import torchscript
 from nemoport.exporters.targets.onnx import quantized
-from nemoport.exporters.tensor import Files, LazyTensor, cast, cut, read
+from nemoport.exporters.targets.onnx.layers import turned
+from nemoport.exporters.tensor import Files, Held, LazyTensor, cast, cut, read
 from nemoport.reference import rank_files
 from nemoport.spec import ModelSpec, tensors
 
 _BLOCK = 1 << 22
 """Elements compared at a time."""
+_PLAIN = {DTYPES[name].onnx: name for name in ("float32", "float16", "bfloat16")}
+"""What a weight is in that is not quantized, by ONNX's number."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,25 @@ def of_script(path: Path, spec: ModelSpec) -> tuple[Share, ...]:
     return tuple(Share(name, held[name]) for name in tensors(spec) if name in held)
 
 
+def of_optimized(path: Path, spec: ModelSpec) -> tuple[Share, ...]:
+    """Of what ONNX Runtime's optimizer wrote, the weights that can be told: those that kept their names, and those
+    that only a Transpose was folded into, under its name. Small ones lie in the graph."""
+    graph, files, held = load_model(path, load_external_data=False).graph, Files(), []
+    kept = {each.name: each for each in graph.initializer if each.data_type in _PLAIN}
+    for name in tensors(spec):
+        if name in kept:
+            held.append(Share(name, _anywhere(kept[name], path, files)))
+        elif turned(name) in kept:
+            held.append(Share(name, transpose(_anywhere(kept[turned(name)], path, files))))
+    return tuple(held)
+
+
+def _anywhere(weight: TensorProto, path: Path, files: Files) -> LazyTensor:
+    if weight.data_location == TensorProto.EXTERNAL:
+        return _initializer(weight, path, files)
+    return Held(to_array(weight), _PLAIN[weight.data_type])
+
+
 def _initializer(weight: TensorProto, path: Path, files: Files) -> LazyTensor:
     """In its own file, as the graph says; of INT4 the bytes, two numbers in each."""
     place = {entry.key: entry.value for entry in weight.external_data}
@@ -99,9 +122,16 @@ def _initializer(weight: TensorProto, path: Path, files: Files) -> LazyTensor:
 
 def differences(model: Model, held: Sequence[Share]) -> tuple[str, ...]:
     """In words, one for each tensor that is missing, or is not the source's in the dtype it is held in."""
+    return (*(f"{name} is missing" for name in missing(model, held)), *unequal(model, held))
+
+
+def missing(model: Model, held: Sequence[Share]) -> tuple[str, ...]:
     found = {each.name for each in held}
-    missing = [f"{name} is missing" for name in tensors(model.spec) if name not in found]
-    return (*missing, *(text for each in held if (text := _difference(each, model.tensors))))
+    return tuple(name for name in tensors(model.spec) if name not in found)
+
+
+def unequal(model: Model, held: Sequence[Share]) -> tuple[str, ...]:
+    return tuple(text for each in held if (text := _difference(each, model.tensors)))
 
 
 def rounded(model: Model, held: Sequence[Share]) -> dict[str, LazyTensor]:

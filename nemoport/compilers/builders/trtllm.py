@@ -15,6 +15,7 @@ from typing import Any
 from nemoport.artifact import Artifact
 from nemoport.compilers import machine
 from nemoport.compilers.build import ARTIFACT, PRODUCT, Build, Fact, Facts, Option, Program
+from nemoport.compilers.gpu import DRIVER, SM
 from nemoport.compilers.options import CONTAINER, MAX_BATCH_SIZE, TIMING_CACHE, image
 from nemoport.errors import DamagedInput, UnsupportedInput, UsageError
 
@@ -80,18 +81,11 @@ PLUGINS: Mapping[str, tuple[str, ...]] = {
 }
 """Of tensorrt_llm 1.2, plugin/plugin.py: `cli_plugin_args` and the values of PluginConfig's fields."""
 BUILDER = Program(name="trtllm-build", way_out=f"run this in a container with TensorRT-LLM up to 1.2, such as {IMAGE}")
-DRIVER = Program(name="nvidia-smi", way_out="run this on a machine with an NVIDIA GPU and its driver")
 RELEASE = Fact(
     name="tensorrt_llm",
     command="python3 -c 'from importlib.metadata import version; print(version(\"tensorrt_llm\"))'",
     accepted=("0.*", "1.0.*", "1.1.*", "1.2.*"),
     way_out=f"it builds engines up to 1.2: {WAY_OUT}",
-)
-SM = Fact(
-    name="sm",
-    command="nvidia-smi --query-gpu=compute_cap --format=csv,noheader --id=0 | tr -d .",
-    accepted=("[0-9]*",),
-    way_out="run this on a machine with an NVIDIA GPU",
 )
 _FROM_ADA, _FROM_BLACKWELL = ("89", "9[0-9]", "1[0-9][0-9]"), ("1[0-9][0-9]",)
 SMS: Mapping[str, tuple[str, ...]] = {

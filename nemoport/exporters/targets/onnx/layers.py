@@ -69,7 +69,12 @@ def linear(graph: Graph, name: str, x: str, bias: bool) -> str:
 def matmul(graph: Graph, name: str, x: str, weight: str) -> str:
     if packed := graph.packed(weight):
         return packed.product(graph, name, x)
-    return graph.add("MatMul", name, x, graph.add("Transpose", f"{weight}.transposed", weight, perm=[1, 0]))
+    return graph.add("MatMul", name, x, graph.add("Transpose", turned(weight), weight, perm=[1, 0]))
+
+
+def turned(weight: str) -> str:
+    """[in, out], as a runtime that folds the Transpose keeps it."""
+    return f"{weight}.transposed"
 
 
 def capped(graph: Graph, name: str, x: str, softcap: float) -> str:

@@ -23,6 +23,7 @@ from nemoport.exporters.dequantized import QUANTIZERS
 from nemoport.exporters.derived import transpose, viewed
 from nemoport.exporters.encoding import FLOATS, NUMBERS, Encoded
 from nemoport.exporters.targets.onnx.graph import MICROSOFT, Graph
+from nemoport.exporters.targets.onnx.layers import turned
 from nemoport.exporters.targets.onnx.packed import Agreed, Blocked, Flipped, Repeated, along_inputs, along_rows, joined
 from nemoport.exporters.tensor import LazyTensor, cast
 from nemoport.spec import Profile
@@ -191,7 +192,7 @@ def _rounded(graph: Graph, x: str) -> tuple[str, str, str]:
 
 
 def _turned(linear: Linear, graph: Graph, w: str) -> str:
-    return graph.add("Transpose", f"{linear.name}.transposed", w, perm=[1, 0])
+    return graph.add("Transpose", turned(linear.name), w, perm=[1, 0])
 
 
 def _nbits(bits: int) -> Callable[[Linear, Graph, str, str], str]:
