@@ -97,6 +97,13 @@ def from_artifact(made: artifact.Artifact, name: str, version: int, max_batch_si
     """The config of a model whose only version is this artifact."""
     kind = kinds.kind_of(made)
     batch = max_batch_size if max_batch_size > 0 and kinds.batches(made) else 0
+    *_, most = kinds.built_for(made).get(kinds.BATCH, (batch,))
+    if batch > most and max_batch_size != MAX_BATCH_SIZE:
+        raise UsageError(
+            f"max_batch_size {batch} is more than the {most} that the plan was built for; use {most}, or compile it "
+            f"with --axis {kinds.BATCH}=1:{most}:{batch}"
+        )
+    batch = min(batch, most)
     inputs = made.signature.inputs if made.signature else ()
     outputs = made.signature.outputs if made.signature else ()
     return Config(

@@ -91,6 +91,12 @@ def batches(made: Artifact) -> bool:
     return made.signature is not None and all(tensor.shape[:1] == (BATCH,) for tensor in _tensors(made))
 
 
+def built_for(made: Artifact) -> Mapping[str, tuple[int, int, int]]:
+    """Of a plan, the least, the best and the most of each axis that varies; nothing of what takes all."""
+    axes = made.source.get("compiled", {}).get("asked", {}).get("axes", {})
+    return {axis: (least, best, most) for axis, (least, best, most) in axes.items()}
+
+
 def tuning(made: Artifact, max_batch_size: int, data_types: dict[str, str]) -> dict[str, Any]:
     """The fields of a config that are a choice, in protobuf's JSON. A cache that comes in and goes out belongs to one
     request: such a model is asked one step at a time, and merging requests of different lengths is not possible."""
@@ -109,11 +115,12 @@ def tuning(made: Artifact, max_batch_size: int, data_types: dict[str, str]) -> d
 
 def _warm_up(made: Artifact, batch: int, data_types: dict[str, str]) -> dict[str, Any]:
     assert made.signature
+    best = {axis: numbers[1] for axis, numbers in built_for(made).items()}
     rows = {
         tensor.name: {
             "data_type": data_types[tensor.dtype],
             "dims": [
-                str(WARM_LENGTH if isinstance(axis, str) else axis)
+                str(best.get(axis, WARM_LENGTH) if isinstance(axis, str) else axis)
                 for axis in (tensor.shape[1:] if batch else tensor.shape)
             ],
             "zero_data": True,

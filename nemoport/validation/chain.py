@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 from nemoport import artifact
 from nemoport.artifact import Artifact
 from nemoport.errors import DamagedInput, UsageError
-from nemoport.exporters.targets.onnx import GRAPH
 from nemoport.exporters.targets.tokenizer import TEXT
 from nemoport.repository import config, ensemble, stages, versions
 from nemoport.repository.versions import Located
@@ -26,6 +25,7 @@ from nemoport.runner.server import Server
 from nemoport.validation import executions, sights
 from nemoport.validation.executions import ANY, Execution, graph_execution
 from nemoport.validation.subject import Subject
+from nemoport.validation.weights import Share
 from nemoport.validation.worded import members
 
 _WHOLE = "whole"
@@ -68,16 +68,22 @@ def chained(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
                 assert made.signature, "an ensemble has a signature"
                 gpus = {server.find(each.name).placement.gpu for each in row}
                 place = "the CPU" if gpus == {None} else "GPUs"
-                held = tuple(
-                    replace(share, place=each.name)
-                    for each in row
-                    for share in executions.held(artifact.read_manifest(each.evidence), each.files / GRAPH)
-                )
-                sight = sights.of_graphs([each.files / GRAPH for each in row], held)
+                files = [_file(each, server) for each in row]
+                held = tuple(share for pair in zip(row, files, strict=True) for share in _held(*pair))
+                sight = sights.of_graphs(files, held)
                 answers = graph_execution(made, made.signature, client, loaded, held, sight, place)
                 yield replace(answers, notes=(*answers.notes, *_notes(server, row)))
         finally:
             server.close()
+
+
+def _file(stage: _Placed, server: Server) -> Path:
+    return stage.files / server.find(stage.name).config.default_model_filename
+
+
+def _held(stage: _Placed, file: Path) -> Iterator[Share]:
+    for share in executions.held(artifact.read_manifest(stage.evidence), file):
+        yield replace(share, place=stage.name)
 
 
 def _notes(server: Server, row: list[_Placed]) -> tuple[str, ...]:

@@ -42,8 +42,9 @@ Array = NDArray[Any]
 HELD: dict[str, Callable[[Path, ModelSpec], tuple[Share, ...]]] = {
     "onnx": weights.of_graph,
     "torchscript": weights.of_script,
+    "tensorrt": lambda plan, spec: (),
 }
-"""The canonical tensors in a file that is executed."""
+"""The canonical tensors in a file that is executed; a plan shows none."""
 
 KEEP = 1 << 30
 """Bytes of weights that the reference keeps between prompts."""

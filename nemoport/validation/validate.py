@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from nemoport import __version__, artifact
+from nemoport.artifact import Artifact
 from nemoport.errors import CheckFailed, DamagedInput, InputError, UnsupportedInput, UsageError
 from nemoport.exporters import requantize, source
 from nemoport.exporters.checkpoint import Model, Quantized
 from nemoport.exporters.dequantized import all_dequantized
 from nemoport.exporters.tensor import LazyTensor
+from nemoport.repository.kinds import built_for
 from nemoport.runner.model import LoadOptions
 from nemoport.spec import LanguageModel, Mixture, Recipe
 from nemoport.validation import chain, checks, layers, worded
@@ -98,7 +100,7 @@ def _report(subject: Subject, model: Model, request: Request, made: Origin) -> R
             return replace(report, checks=(whole, same, refused))
         wanted = requantized(model, subject, recipe) if recipe else model
         of = checks.RECIPE if recipe else checks.SOURCE
-        known = min(model.spec.max_positions, subject.artifact.spec.max_positions)
+        known = min(model.spec.max_positions, subject.artifact.spec.max_positions, *at_once(subject.artifact))
         questions = prompts if isinstance(model.spec.head, LanguageModel) else texts
         asked = questions(replace(model.spec, max_positions=known), execution.batch)
         held = rounded(wanted, execution.holds)
@@ -141,6 +143,11 @@ def _with_cost(
         linears=roundings(model, execution.holds),
     )
     return replace(report, checks=(*report.checks, *verdict.checks), quantization=quantization)
+
+
+def at_once(made: Artifact) -> tuple[int, ...]:
+    """The tokens that a plan was built for, the most at once; of what takes all, nothing."""
+    return built_for(made).get("sequence", ())[2:]
 
 
 JUDGES = {"tokenizer": worded.tokenizer, "ensemble": worded.joined}

@@ -168,7 +168,7 @@ def test_the_config_is_given_with_its_defaults_and_numbers(tmp_path: Path) -> No
             "unexpected 'platform' and 'backend' pair, got:onnxruntime_onnx, python",
         ),
         ('backend: "onnxruntime" platform: "tensorrt_plan"', "unexpected 'platform' and 'backend' pair"),
-        ('backend: "tensorrt"', "unable to find backend library for backend 'tensorrt'"),
+        ('backend: "openvino"', "unable to find backend library for backend 'openvino'"),
         ('backend: "../onnxruntime"', "unable to find backend library"),
         ('default_model_filename: "absent.onnx" backend: "onnxruntime"', r"has no file .*absent\.onnx"),
         ("max_batch_size: 2 dynamic_batching { preferred_batch_size: 4 }", "preferred size must be <= max batch size"),

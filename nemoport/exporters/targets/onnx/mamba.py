@@ -49,9 +49,8 @@ def turning(graph: Graph, mixers: Sequence[Mixer]) -> Turning | None:
     mask = graph.add("Slice", "step.mask", "attention_mask", start, ended, graph.constant(1))
     absent = graph.add("Sub", "step.absent", graph.constant(1), mask)
     padding = graph.add("ReduceSum", "step.padding", absent, graph.constant(1), keepdims=1)
-    axis = graph.scalar(1)
-    among_real = graph.add("Add", "step.real_places", graph.add("CumSum", "step.reals", mask, axis), padding)
-    among_padding = graph.add("CumSum", "step.padding_places", absent, axis)
+    among_real = graph.add("Add", "step.real_places", _summed(graph, "step.reals", mask), padding)
+    among_padding = _summed(graph, "step.padding_places", absent)
     is_real = graph.add("Cast", "step.is_real", mask, to=TensorProto.BOOL)
     places = graph.add("Where", "step.places_from_1", is_real, among_real, among_padding)
     back = graph.add("Sub", "step.back", places, graph.constant(1))
@@ -66,6 +65,13 @@ def turning(graph: Graph, mixers: Sequence[Mixer]) -> Turning | None:
         padding=padding,
         causal=graph.add("LessOrEqual", "step.causal", numbers, later),
     )
+
+
+def _summed(graph: Graph, name: str, x: str) -> str:
+    """Sums along positions of x [batch, sequence] of 0 and 1; by way of float32, in which TensorRT sums up."""
+    numbers = graph.add("Cast", f"{name}.each", x, to=TensorProto.FLOAT)
+    sums = graph.add("CumSum", f"{name}.float32", numbers, graph.scalar(1))
+    return graph.add("Cast", name, sums, to=TensorProto.INT64)
 
 
 def mamba(graph: Graph, mixer: Mamba, layer: int, x: str, turned: Turning, dtype: str) -> str:
