@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nemoport import plugins
 from nemoport.check.table import TABLE
+from nemoport.compilers.builders import onnxruntime
 from nemoport.compilers.compile import BUILDERS, options
 from nemoport.exporters import methods
 from nemoport.exporters.rules import Column
@@ -17,7 +18,7 @@ from nemoport.repository.inflight.settings import PARAMETERS
 from nemoport.validation import fidelity, likeness
 
 DOCS = Path(__file__).parent
-PAGES = (DOCS.parent / "README.md", *(DOCS / f"{name}.md" for name in ("check", "compile", "quantization")))
+PAGES = (DOCS.parent / "README.md", *(DOCS / f"{name}.md" for name in ("check", "compile", "onnx", "quantization")))
 ROOM = "nemoport.exporters"
 
 
@@ -27,6 +28,8 @@ def tables() -> dict[str, str]:
         "adapters": _table("adapter | what it opens", _described("adapters")),
         "families": _table("family | what it covers | read from | written as | quantized as", _families()),
         "targets": _table("`--to` | what it writes", _described("targets")),
+        "levels": _table("`--level` | what is left of the graph's portability", _levels()),
+        "providers": _table("`--provider` | weights in | comes with", _providers()),
         "rules": _table("code | level | what must hold", _rules()),
         "methods": _table(
             "`--quantize` | `--to` | `--dialect` | ModelOpt's word | takes from calibration | divides | loaded by",
@@ -87,6 +90,16 @@ _QUANTIZED = {"huggingface": "hf", "trtllm": "trtllm"}
 
 def _quantizes(columns: Mapping[str, Column], naming: str) -> bool:
     return naming in columns and methods.storable(columns[naming])
+
+
+def _levels() -> Iterator[str]:
+    for level, left in onnxruntime.LEVELS.items():
+        yield f"`{level}` | {left.format(provider='the provider')}"
+
+
+def _providers() -> Iterator[str]:
+    for name, provider in onnxruntime.PROVIDERS.items():
+        yield f"`{name}` | {', '.join(provider.dtypes)} | `pip install '{provider.package}'`"
 
 
 def _rules() -> Iterator[str]:

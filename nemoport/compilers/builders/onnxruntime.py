@@ -107,7 +107,8 @@ def plan(artifact: Path, made: Artifact, options: Mapping[str, Any]) -> Build:
 
 
 def loads(facts: Facts) -> tuple[str, ...]:
-    return (f"ONNX Runtime {facts[RELEASE.name]} or later ({facts['portability']})",)
+    gpus = f" on GPUs of SM {facts[SM.name]}" if SM.name in facts else ""
+    return (f"ONNX Runtime {facts[RELEASE.name]} or later{gpus} ({facts['portability']})",)
 
 
 def check(product: Path, facts: Facts, parts: tuple[Part, ...]) -> None:
@@ -145,4 +146,5 @@ def _facts(name: str, provider: Provider, level: str) -> list[Fact]:
         way_out=f"ONNX Runtime must have it: pip install {shlex.quote(provider.package)}",
     )
     portability = Fact(name="portability", command=f"echo {shlex.quote(LEVELS[level].format(provider=name))}")
-    return [there, portability, *([SM] if provider.gpus else [PROCESSOR] if level == "all" else [])]
+    processor = SM if provider.gpus else PROCESSOR
+    return [there, portability, *([processor] if level == "all" else [])]

@@ -85,8 +85,10 @@ def plan(artifact: Path, made: Artifact, options: Mapping[str, Any]) -> Build:
 
 
 def loads(facts: Facts, *, compatible: bool) -> tuple[str, ...]:
-    later = " or later of this major, where plans with code are allowed" if compatible else ""
-    return (f"TensorRT {facts[RELEASE.name]}{later}, on GPUs of SM {facts[SM.name]}",)
+    release, gpus = str(facts[RELEASE.name]), f"on GPUs of SM {facts[SM.name]}"
+    if compatible:
+        return (f"TensorRT {release} to {release.partition('.')[0]}.x {gpus} (where plans may hold code)",)
+    return (f"TensorRT {release} {gpus}",)
 
 
 def check(product: Path, facts: Facts, parts: tuple[Part, ...]) -> None:

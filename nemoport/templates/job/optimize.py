@@ -26,6 +26,8 @@ options.optimized_model_filepath = optimized
 beside = "session.optimized_model_external_initializers"
 options.add_session_config_entry(f"{beside}_file_name", f"{Path(optimized).name}.data")
 options.add_session_config_entry(f"{beside}_min_size_in_bytes", str(WITHIN))
+if provider == "CUDAExecutionProvider":
+    onnxruntime.preload_dlls()  # where pip installed CUDA's libraries
 session = onnxruntime.InferenceSession(graph, options, providers=[provider])
 if provider not in session.get_providers():
     sys.exit(f"Error: ONNX Runtime could not start {provider} and would build for {session.get_providers()[0]}")
