@@ -78,7 +78,8 @@ def chained(subject: Subject, options: LoadOptions) -> Iterator[Execution]:
 
 
 def _file(stage: _Placed, server: Server) -> Path:
-    return stage.files / server.find(stage.name).config.default_model_filename
+    name: str = server.find(stage.name).config.default_model_filename
+    return stage.files / name
 
 
 def _held(stage: _Placed, file: Path) -> Iterator[Share]:

@@ -184,7 +184,7 @@ def test_it_is_published_for_its_provider_and_served(compiled: Path, made: Path,
         same(client.infer("tiny", given), whole(given))
 
 
-@pytest.mark.parametrize("plan", [("--pp", 2), ("--quantize", "int8"), ("--dtype", "float16")])
+@pytest.mark.parametrize("plan", [("--pp", 2), ("--dtype", "float16")])
 def test_whatever_was_converted_can_be_compiled(plan: Sequence[object], made: Path, tmp_path: Path) -> None:
     done(command("convert", made.with_name("source"), "--to", "onnx", *plan, "-o", tmp_path / "made"))
     done(command("compile", tmp_path / "made", "--to", "onnxruntime", "-o", tmp_path / "compiled"))
@@ -192,6 +192,16 @@ def test_whatever_was_converted_can_be_compiled(plan: Sequence[object], made: Pa
     assert found.stages == of(tmp_path / "made").stages
     report = validate(Request(subject=tmp_path / "compiled"))
     assert not [check for check in report.checks if not check.passed]
+
+
+@pytest.mark.parametrize("how", [("int8", "portable"), ("int8", "ort"), ("int4", "portable")])
+def test_what_is_quantized_is_refused_with_the_way_out(how: tuple[str, str], made: Path, tmp_path: Path) -> None:
+    method, profile = how
+    plan = ("--quantize", method, "--profile", profile, *(("--group", 16) if method == "int4" else ()))
+    done(command("convert", made.with_name("source"), "--to", "onnx", *plan, "-o", tmp_path / "made"))
+    told = command("compile", tmp_path / "made", "--to", "onnxruntime", "-o", tmp_path / "no")
+    assert told.exit_code == 3
+    assert "serve it as it is, or convert with --profile ort" in sentence(told.stderr)
 
 
 def test_what_would_be_of_no_use_is_refused(made: Path, compiled: Path, tmp_path: Path) -> None:

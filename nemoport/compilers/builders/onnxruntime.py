@@ -22,7 +22,7 @@ from nemoport.compilers import graphs, machine
 from nemoport.compilers.build import ARTIFACT, PRODUCT, Build, Fact, Facts, Option, Program
 from nemoport.compilers.gpu import DRIVER, SM
 from nemoport.compilers.graphs import GRAPH, Part
-from nemoport.compilers.options import CONTAINER
+from nemoport.compilers.options import CONTAINER, image
 from nemoport.errors import DamagedInput, UnsupportedInput
 
 TAKES = "onnx"
@@ -60,6 +60,8 @@ LEVELS = {
     "all": "operators and layouts of ONNX Runtime's own: {provider} alone, on processors like the one it was built on",
 }
 """What is left of a graph's portability."""
+QUANTIZED = ("DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits")
+"""Operators on packed weights."""
 PROVIDER = Option(name="provider", kind=tuple(PROVIDERS), help="Where it will run; the CPU's where none is said.")
 LEVEL = Option(name="level", kind=tuple(LEVELS), help="How far it is optimized; extended where none is said.")
 OPTIONS = (PROVIDER, LEVEL, CONTAINER)
@@ -85,6 +87,8 @@ def plan(artifact: Path, made: Artifact, options: Mapping[str, Any]) -> Build:
             f"{artifact} is in {made.dtype}, for which {name} has no kernels; "
             f"convert with --dtype {' or '.join(provider.dtypes)}, or choose another --provider"
         )
+    for part in parts:
+        _check_plain(artifact / part.place / GRAPH)
     installed = machine.version(*provider.distributions)
     programs = (PYTHON, *([DRIVER] if provider.gpus else []))
     return Build(
@@ -93,7 +97,7 @@ def plan(artifact: Path, made: Artifact, options: Mapping[str, Any]) -> Build:
         commands=tuple(_command(part, name, level) for part in parts),
         programs=programs,
         facts=(RELEASE, *_facts(name, provider, level)),
-        container=options.get(CONTAINER.name, IMAGE),
+        container=image(options, IMAGE),
         packages=(provider.package,),
         gpus=provider.gpus,
         loads=loads,
@@ -127,6 +131,15 @@ def check(product: Path, facts: Facts, parts: tuple[Part, ...]) -> None:
             outside = path.with_name(where["location"]) if where else path
             if not outside.is_file() or outside.stat().st_size < _end(where):
                 raise DamagedInput(f"{outside} does not hold {weight.name}; build again")
+
+
+def _check_plain(path: Path) -> None:
+    if packed := [node for node in onnx.load(path, load_external_data=False).graph.node if node.op_type in QUANTIZED]:
+        raise UnsupportedInput(
+            f"{path} is quantized ({packed[0].op_type} at {packed[0].name}), and what the optimizer packs anew cannot "
+            "be compared with the source any more; serve it as it is, or convert with --profile ort, whose weights are "
+            "packed for ONNX Runtime already"
+        )
 
 
 def _end(where: Mapping[str, str]) -> int:

@@ -22,7 +22,7 @@ from nemoport.compilers.build import ARTIFACT, PRODUCT, Build, Fact, Facts, Opti
 from nemoport.compilers.gpu import DRIVER, SM
 from nemoport.compilers.graphs import GRAPH, Part
 from nemoport.compilers.onnx_parser import refusals
-from nemoport.compilers.options import CONTAINER, TIMING_CACHE
+from nemoport.compilers.options import CONTAINER, TIMING_CACHE, image
 from nemoport.compilers.profiles import Bounds
 from nemoport.errors import DamagedInput, UnsupportedInput, UsageError
 
@@ -67,7 +67,7 @@ def plan(artifact: Path, made: Artifact, options: Mapping[str, Any]) -> Build:
         commands=tuple(_command(part) for part in parts),
         programs=(PYTHON, DRIVER),
         facts=(RELEASE, SM),
-        container=options.get(CONTAINER.name, IMAGE),
+        container=image(options, IMAGE),
         gpus=1,
         loads=partial(loads, compatible=COMPATIBLE.name in options),
         check=partial(check, parts=parts),
