@@ -19,7 +19,12 @@ from nemoport.runner.server import Server
 
 _IDLE_CONNECTION_SECONDS = 600  # clients keep pools of connections, and do not expect one to close under them
 _LARGEST_MESSAGE = 2**31 - 1  # of gRPC; its own default is 4 MiB
-_MOST_CALLS = 512  # of gRPC that wait for a model, and streams; a thread each, others wait for one of them
+_GRPC_THREADS = 8  # for calls that load models or have large messages
+_GRPC_OPTIONS = (
+    ("grpc.max_send_message_length", _LARGEST_MESSAGE),
+    ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
+    ("grpc.so_reuseport", 0),
+)
 
 
 class Endpoint(Protocol):
@@ -85,41 +90,19 @@ class GrpcEndpoint:
     name: str = "GRPCInferenceService"
 
     async def open(self) -> str:
-        import grpc
+        from nemoport.runner.grpc.calls import CallServer
+        from nemoport.runner.grpc.service import methods
 
-        from nemoport.runner.grpc.health import add_health
-        from nemoport.runner.grpc.service import add_inference
-
-        # Two pools: however many requests wait for models, the server still says that it is alive.
-        self._pools = (_pool("grpc", 4), _pool("grpc infer", _MOST_CALLS))
-        self._server = grpc.server(
-            self._pools[0],
-            options=[
-                ("grpc.max_send_message_length", _LARGEST_MESSAGE),
-                ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
-                ("grpc.so_reuseport", 0),
-            ],
-        )
-        add_inference(self.server, self._server, self._pools[1])
-        add_health(self.server, self._server)
+        self._threads = ThreadPoolExecutor(_GRPC_THREADS, thread_name_prefix="grpc")
         host = f"[{self.host}]" if ":" in self.host else self.host
-        try:
-            port = self._server.add_insecure_port(f"{host}:{self.port}")
-        except RuntimeError as error:
-            raise MachineError(
-                f"cannot serve gRPC at {host}:{self.port}: {error}; choose another --grpc-port"
-            ) from None
-        self._server.start()
-        return f"{host}:{port}"
+        self._calls = CallServer(f"{host}:{self.port}", methods(self.server, self._threads), _GRPC_OPTIONS)
+        if not self._calls.port:
+            raise MachineError(f"cannot serve gRPC at {host}:{self.port}; choose another --grpc-port")
+        return f"{host}:{self._calls.port}"
 
     async def close(self, seconds: float) -> None:
-        await asyncio.to_thread(self._server.stop(seconds).wait)
-        for pool in self._pools:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _pool(name: str, threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix=name)
+        await asyncio.to_thread(self._calls.close, seconds)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 async def run(

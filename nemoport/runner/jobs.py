@@ -14,6 +14,8 @@ Reply = Mapping[str, Array] | Refusal
 """The wanted outputs by name, in the model's shapes, or why there are none."""
 Deliver = Callable[[Reply | None, bool], None]
 """Called with each reply and whether it is the last; a decoupled model may end with None, or answer many times."""
+WhenIdle = Callable[[Callable[[], None]], object]
+"""Of a thread that reads requests: it will call this, once, when it has nothing more to read."""
 _LARGEST = 2**64
 
 

@@ -21,7 +21,7 @@ from nemoport.runner.ensembles.flow import Ensemble, Find
 from nemoport.runner.ensembles.wiring import check_members, is_ensemble
 from nemoport.runner.generation.texts import Generator
 from nemoport.runner.instances import Placement, placed
-from nemoport.runner.jobs import Job, Reply, job_of
+from nemoport.runner.jobs import Job, Reply, WhenIdle, job_of
 from nemoport.runner.model_config import ModelConfig, as_json, data_type, normalised, read_config, with_backend
 from nemoport.runner.pace import Pace
 from nemoport.runner.queueing import queue_of
@@ -77,15 +77,17 @@ class ModelVersion:
         """It may answer a request any number of times."""
         return bool(self.config.model_transaction_policy.decoupled)
 
-    def submit(self, request: InferRequest, deliver: Callable[[Response], None]) -> Job:
-        """Refuses what does not fit the contract. `deliver` is called from another thread, or of a quick job now."""
+    def submit(
+        self, request: InferRequest, deliver: Callable[[Response], None], when_idle: WhenIdle | None = None
+    ) -> Job:
+        """Refuses what does not fit the contract. `deliver` is called from another thread, or by `when_idle`."""
         feeds = accept(request, self.contract)
         items = next(iter(feeds.values())).shape[0] if self.contract.max_batch_size and feeds else 1
         wanted = request.outputs or tuple(self.contract.outputs)
         job = job_of(request, feeds, wanted, items, lambda reply, last: deliver(self._response(request, reply, last)))
         if self.decoupled:
             job.deliver = self.statistics.counted(job.deliver)
-        self.scheduler.submit(job)
+        self.scheduler.submit(job, when_idle)
         return job
 
     def infer(self, request: InferRequest) -> InferResponse:

@@ -6,11 +6,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from nemoport.runner.batching import Batching, plan
-from nemoport.runner.jobs import Deliver, Job, Outcome, Reply, Run
+from nemoport.runner.jobs import Deliver, Job, Outcome, Reply, Run, WhenIdle
 from nemoport.runner.pace import Pace
 from nemoport.runner.queueing import Queue
 from nemoport.runner.refusal import Code, Refusal
@@ -22,9 +23,10 @@ log = logging.getLogger(__name__)
 class Scheduler:
     """A thread per instance takes batches from one queue. `ordered` gives replies in the order of the requests.
 
-    With a `pace`, a quick job that would wait for nothing is executed on the thread that submits it. Threads start
-    with the first job that is queued. After `close` no job is taken, those that wait are executed, and then `finalize`
-    is called, once.
+    With a `pace`, quick jobs are executed by the thread that reads requests, when it has nothing more to read: handing
+    them to another would cost more, and until then others come that fit into the batch. Threads start with the first
+    job that needs them. After `close` no job is taken, those that wait are executed, and then `finalize` is called,
+    once.
     """
 
     def __init__(
@@ -45,110 +47,134 @@ class Scheduler:
         self._changed = threading.Condition()
         self._threads = self._executing = 0
         self._started = self._closed = False
+        self._promised = False
+        """A thread that reads requests will come when it is idle."""
         self._line = Line() if ordered else None
-        self._pace = None if ordered else pace
+        self._pace = pace
 
-    def submit(self, job: Job) -> None:
-        """`job.deliver` is called from another thread, or of a quick job now. Refuses when the queue is full."""
+    def submit(self, job: Job, when_idle: WhenIdle | None = None) -> None:
+        """`job.deliver` is called from another thread, or by `when_idle`. Refuses when the queue is full."""
+        promise = False
         try:
             with self._changed:
                 if self._closed:
                     raise Refusal(f"{job.request.label}model '{self._name}' is being unloaded", Code.UNAVAILABLE)
-                here = self._is_for_here(job)
-                if here:
-                    self._executing += 1
-                else:
-                    self._wait_in_queue(job)
+                self._queue.put(job, time.monotonic_ns())
+                self._statistics.queued()
+                if self._line is not None:
+                    self._line.join(job)
+                if when_idle is None or not self._is_quick(job):
+                    self._wake()
+                elif not self._promised:
+                    self._promised = promise = True
         except Refusal as refusal:
             self._statistics.refused(refusal)
             raise
-        if here and self._pace is not None:
-            self._execute([job], 0)
-            self._pace.held_up(job, time.monotonic_ns() - job.queued)
-            self._leave()
-
-    def _is_for_here(self, job: Job) -> bool:
-        if self._pace is None or not self._pace.is_quick(job) or len(self._queue) or self._executing >= self._instances:
-            return False
-        job.queued = time.monotonic_ns()
-        return plan([job], self._batching, job.queued)[0] == 1
-
-    def _wait_in_queue(self, job: Job) -> None:
-        self._queue.put(job, time.monotonic_ns())
-        self._statistics.queued()
-        if self._line is not None:
-            self._line.join(job)
-        if not self._started:
-            self._start()
-        self._changed.notify()
+        if promise and when_idle is not None:
+            when_idle(self._work_here)
 
     def close(self) -> None:
         with self._changed:
             if self._closed:
                 return
             self._closed, self._batching = True, replace(self._batching, delay_ns=0)
+            if len(self._queue):
+                self._wake()
             last = self._is_over()
             self._changed.notify_all()
         if last:
             self._finalize()
 
-    def _start(self) -> None:
-        self._started, self._threads = True, self._instances
-        for instance in range(self._instances):
-            threading.Thread(target=self._work, args=(instance,), name=f"{self._name}_{instance}", daemon=True).start()
+    def _wake(self) -> None:
+        if not self._started:
+            self._started, self._threads = True, self._instances
+            for instance in range(self._instances):
+                name = f"{self._name}_{instance}"
+                threading.Thread(target=self._work, args=(instance,), name=name, daemon=True).start()
+        self._changed.notify()
 
     def _work(self, instance: int) -> None:
         while jobs := self._take():
-            before = time.thread_time_ns()
-            self._execute(jobs, instance)
-            if self._pace is not None and len(jobs) == 1:
-                self._pace.took(jobs[0], time.thread_time_ns() - before)
+            self._perform(jobs, instance)
             del jobs  # not kept alive while waiting for the next
-            self._leave()
         with self._changed:
             self._threads -= 1
             last = self._is_over()
         if last:
             self._finalize()
 
-    def _leave(self) -> None:
+    def _work_here(self) -> None:
+        """What is not quick, or has to wait, is left to the threads."""
+        while jobs := self._take_here():
+            self._perform(jobs, 0)
+
+    def _perform(self, jobs: Sequence[Job], instance: int) -> None:
+        before = time.thread_time_ns()
+        self._execute(jobs, instance)
+        if self._pace is not None:
+            self._pace.took(jobs, time.thread_time_ns() - before)
         with self._changed:
             self._executing -= 1
             last = self._is_over()
-            if len(self._queue):
-                self._changed.notify()
+            if len(self._queue) and not self._promised:
+                self._wake()
         if last:
             self._finalize()
 
     def _is_over(self) -> bool:
-        return self._closed and not self._threads and not self._executing
+        return self._closed and not self._threads and not self._executing and not len(self._queue)
 
     def _take(self) -> list[Job]:
         """The next batch, when it is time for it; empty when there will be none."""
         while True:
             with self._changed:
                 now = time.monotonic_ns()
-                ahead = max(self._batching.max_items, 1)
-                dropped = self._queue.drop(now, ahead)
+                dropped = self._queue.drop(now, self._ahead())
                 if not dropped:
-                    may = len(self._queue) and self._executing < self._instances
-                    count, wait = plan(self._queue, self._batching, now) if may else (0, 0)
-                    if count:
-                        jobs = self._queue.pop(count)
-                        self._executing += 1
-                        self._statistics.taken(count)
+                    jobs, wait = self._due(self._queue, now)
+                    if jobs:
                         if len(self._queue):
-                            self._changed.notify()
+                            self._wake()
                         return jobs
                     if self._closed and not len(self._queue):
                         return []
-                    self._wait(now, wait, ahead)
-            for job, refusal in dropped:
-                self._statistics.dropped(job, refusal)
-                job.deliver(refusal, True)
+                    self._wait(now, wait)
+            self._tell(dropped)
 
-    def _wait(self, now: int, wait: int, ahead: int) -> None:
-        deadline = self._queue.next_deadline(ahead)
+    def _take_here(self) -> list[Job]:
+        with self._changed:
+            now = time.monotonic_ns()
+            dropped = self._queue.drop(now, self._ahead())
+            jobs, _ = self._due(takewhile(self._is_quick, self._queue), now)
+            if not jobs:
+                self._promised = False
+                if len(self._queue):
+                    self._wake()
+        self._tell(dropped)
+        return jobs
+
+    def _due(self, waiting: Iterable[Job], now: int) -> tuple[list[Job], int]:
+        """A batch, if it is time for one, else in how many nanoseconds to ask again; 0 is when something changes."""
+        may = len(self._queue) and self._executing < self._instances
+        count, wait = plan(waiting, self._batching, now) if may else (0, 0)
+        if count:
+            self._executing += 1
+            self._statistics.taken(count)
+        return self._queue.pop(count), wait
+
+    def _is_quick(self, job: Job) -> bool:
+        return self._pace is not None and self._pace.is_quick(job)
+
+    def _ahead(self) -> int:
+        return max(self._batching.max_items, 1)
+
+    def _tell(self, dropped: Sequence[tuple[Job, Refusal]]) -> None:
+        for job, refusal in dropped:
+            self._statistics.dropped(job, refusal)
+            job.deliver(refusal, True)
+
+    def _wait(self, now: int, wait: int) -> None:
+        deadline = self._queue.next_deadline(self._ahead())
         ends = [wait] if wait else []
         ends += [] if deadline is None else [max(deadline - now, 1)]
         self._changed.wait(min(ends) / 1e9 if ends else None)

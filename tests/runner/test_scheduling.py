@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +18,7 @@ from google.protobuf import text_format
 from onnx import TensorProto
 
 from nemoport.errors import DamagedInput
-from nemoport.runner.batching import Batching, batching_of, merged, plan
+from nemoport.runner.batching import Batching, Execute, batching_of, merged, plan
 from nemoport.runner.jobs import Job, Reply, job_of
 from nemoport.runner.model import load_version
 from nemoport.runner.model_config import ModelConfig, normalised
@@ -118,7 +118,9 @@ def scheduled(model: Model, config: str = "", instances: int = 1) -> Iterator[tu
         scheduler.close()
 
 
-def send(scheduler: Scheduler, value: float, rows: int = 1, width: int = 2, **parameters: Any) -> Future[Array]:
+def send(
+    scheduler: Scheduler, value: float, rows: int = 1, width: int = 2, to: Reader | None = None, **parameters: Any
+) -> Future[Array]:
     answer: Future[Array] = Future()
 
     def settle(reply: Reply | None, last: bool) -> None:
@@ -129,7 +131,7 @@ def send(scheduler: Scheduler, value: float, rows: int = 1, width: int = 2, **pa
             assert reply is not None
             answer.set_result(reply["Y"])
 
-    scheduler.submit(a_job(rows, width, value, settle, **parameters))
+    scheduler.submit(a_job(rows, width, value, settle, **parameters), to.when_idle if to else None)
     return answer
 
 
@@ -393,14 +395,26 @@ def test_warm_up_that_cannot_be_done_is_an_error_of_the_model(tmp_path: Path, sa
         load_version(model, "1")
 
 
-def test_a_shape_that_was_quick_is_executed_on_the_thread_that_asks() -> None:
-    seen: list[int] = []
+class Reader:
+    """Of requests; its thread is the test's, and `rest` is when it has read all there is."""
 
-    def execute(feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
-        seen.append(threading.get_ident())
-        return [feeds["X"]]
+    def __init__(self) -> None:
+        self._later: list[Callable[[], None]] = []
 
-    message = normalised(text_format.Parse("max_batch_size: 8 dynamic_batching {}", ModelConfig()))
+    def when_idle(self, work: Callable[[], None]) -> None:
+        self._later.append(work)
+
+    def rest(self) -> int:
+        """How often work was promised."""
+        later, self._later = self._later, []
+        for work in later:
+            work()
+        return len(later)
+
+
+@contextmanager
+def paced(execute: Execute, config: str, pace: Pace) -> Iterator[Scheduler]:
+    message = normalised(text_format.Parse(f"max_batch_size: 8 {config}", ModelConfig()))
     scheduler = Scheduler(
         "m",
         merged(execute),
@@ -408,49 +422,84 @@ def test_a_shape_that_was_quick_is_executed_on_the_thread_that_asks() -> None:
         batching=batching_of(message),
         queue=queue_of(message),
         statistics=Statistics(),
-        pace=Pace(quick_ns=10**15, too_long_ns=10**15),
+        pace=pace,
     )
-    for rows in (1, 1, 2, 1):
-        send(scheduler, 0, rows).result(5)
-        until(lambda: not scheduler._executing)  # the thread that replied has still to say that it is free
-    assert [thread == threading.get_ident() for thread in seen] == [False, True, False, True]
-    scheduler.close()
+    try:
+        yield scheduler
+    finally:
+        scheduler.close()
+
+
+def test_quick_jobs_are_executed_together_where_they_are_read_when_all_are() -> None:
+    seen: list[tuple[bool, int]] = []
+
+    def execute(feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
+        seen.append((threading.get_ident() == here, len(feeds["X"])))
+        return [feeds["X"]]
+
+    here, reader = threading.get_ident(), Reader()
+    with paced(execute, "dynamic_batching {}", Pace(quick_ns=10**15)) as scheduler:
+        send(scheduler, 0, to=reader).result(5)  # nobody knows yet how long it takes
+        assert reader.rest() == 0
+        until(lambda: not scheduler._executing)
+        answers = [send(scheduler, value, to=reader) for value in range(3)]
+        assert not any(answer.done() for answer in answers)
+        assert reader.rest() == 1
+        assert [answer.result(0)[0, 0] for answer in answers] == [0, 1, 2]
+        send(scheduler, 0, rows=2, to=reader).result(5)  # a shape that is new
+        send(scheduler, 0).result(5)  # from a thread that does not say when it is idle
+    assert seen == [(False, 1), (True, 3), (False, 2), (False, 1)]
+
+
+@pytest.mark.parametrize("config", ["dynamic_batching {}", ""])
+def test_a_slow_job_among_quick_ones_holds_up_no_reader(config: str) -> None:
+    model, reader, pace = Model(), Reader(), Pace()
+    pace.took([a_job()], 0)
+    with paced(model.execute, config, pace) as scheduler:
+        slow = send(scheduler, 1, width=3, to=reader)
+        assert model.entered.acquire(timeout=5)
+        quick = [send(scheduler, value, to=reader) for value in range(20)]
+        reader.rest()  # and does not wait for the slow one
+        assert not slow.done()
+        model.go_on.set()
+        assert [answer.result(5)[0, 0] for answer in quick] == [2 * value for value in range(20)]
+        slow = send(scheduler, 1, width=3, to=None)
+        quick = [send(scheduler, value, to=reader) for value in range(20)]
+        reader.rest()
+        assert [answer.result(5)[0, 0] for answer in [slow, *quick]] == [2, *(2 * value for value in range(20))]
+
+
+def test_quick_jobs_that_wait_for_their_reader_are_executed_when_the_model_closes() -> None:
+    model, reader, pace = Model(), Reader(), Pace()
+    model.go_on.set()
+    pace.took([a_job()], 0)
+    with paced(model.execute, "dynamic_batching {}", pace) as scheduler:
+        answer = send(scheduler, 1, to=reader)
+    assert answer.result(5)[0, 0] == 2
+    assert reader.rest() == 1
     with pytest.raises(Refusal, match="being unloaded"):
-        send(scheduler, 0)
+        send(scheduler, 0, to=reader)
 
 
-def test_a_shape_is_quick_until_it_is_slow_or_holds_up_another() -> None:
-    pace, job, other = Pace(quick_ns=10, too_long_ns=100), a_job(1), a_job(2)
+def test_a_shape_is_quick_while_its_jobs_take_little_one_with_another() -> None:
+    pace, job, other = Pace(quick_ns=10), a_job(1), a_job(2)
     assert not pace.is_quick(job)
-    pace.took(job, 9)
+    pace.took([job], 20)
+    assert not pace.is_quick(job)
+    pace.took([job] * 4, 0)
+    pace.took([job] * 4, 32)
     assert pace.is_quick(job)
     assert not pace.is_quick(other)
-    pace.held_up(job, 99)
-    assert pace.is_quick(job)
-    pace.held_up(job, 100)
-    assert not pace.is_quick(job)
-    pace.took(job, 9)
-    pace.took(job, 10)
+    pace.took([job], 11)
     assert not pace.is_quick(job)
 
 
 def test_a_delay_is_waited_for_by_quick_jobs_too() -> None:
-    model, pace = Model(), Pace()
+    model, reader, pace = Model(), Reader(), Pace()
     model.go_on.set()
-    message = normalised(
-        text_format.Parse("max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 200000 }", ModelConfig())
-    )
-    scheduler = Scheduler(
-        "m",
-        merged(model.execute),
-        1,
-        batching=batching_of(message),
-        queue=queue_of(message),
-        statistics=Statistics(),
-        pace=pace,
-    )
-    pace.took(a_job(), 0)
-    answers = [send(scheduler, value) for value in (1, 2)]
-    assert [answer.result(5)[0, 0] for answer in answers] == [2, 4]
+    pace.took([a_job()], 0)
+    with paced(model.execute, "dynamic_batching { max_queue_delay_microseconds: 200000 }", pace) as scheduler:
+        answers = [send(scheduler, value, to=reader) for value in (1, 2)]
+        reader.rest()
+        assert [answer.result(5)[0, 0] for answer in answers] == [2, 4]
     assert model.batches == [[1, 2]]
-    scheduler.close()

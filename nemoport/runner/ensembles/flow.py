@@ -11,7 +11,7 @@ from typing import Any
 
 from nemoport.runner.datatypes import BY_NUMPY
 from nemoport.runner.ensembles.wiring import may_be_equal, needed_steps, version_of
-from nemoport.runner.jobs import Job, Outcome, Reply
+from nemoport.runner.jobs import Job, Outcome, Reply, WhenIdle
 from nemoport.runner.model_config import ModelConfig
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.request import InferRequest, InputTensor, Response
@@ -46,7 +46,8 @@ class Ensemble:
         self.config, self.find, self.statistics = config, find, statistics
         self._closed = False
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job, when_idle: WhenIdle | None = None) -> None:
+        """Its members have queues of their own."""
         if self._closed:
             raise Refusal(f"{job.request.label}model '{self.config.name}' is being unloaded", Code.UNAVAILABLE)
         job.queued = time.monotonic_ns()

@@ -1,154 +1,197 @@
-"""The service `inference.GRPCInferenceService`: what HTTP answers, as gRPC says it.
-
-Calls are answered by threads and not on an event loop: grpcio's own does half as many calls in a second.
-"""
+"""The service `inference.GRPCInferenceService`: what HTTP answers, as gRPC says it."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc
 
 import nemoport
-from nemoport.runner.asking import ask_and_wait
+from nemoport.runner.grpc import health
+from nemoport.runner.grpc.calls import Call, Method
 from nemoport.runner.grpc.messages import message_of, parameters_from, request_from, shortened, version_from
-from nemoport.runner.grpc.streaming import conversation
+from nemoport.runner.grpc.streaming import converse
 from nemoport.runner.overrides import overrides_from
 from nemoport.runner.refusal import Code, Refusal
+from nemoport.runner.request import Response
 from nemoport.runner.server import EXTENSIONS, Server
 
 log = logging.getLogger(__name__)
 
-Method = Callable[..., Any]
+_SMALL = 2**18  # bytes of a message that is read in less time than a thread takes to wake
+_NEVER = -1
+Hear = Callable[[Server, Call, bytes], None]
+"""Begins to answer the one message of a call."""
 
 
-def answering(method: Method) -> Method:
+def server_live(server: Server, request: Any) -> Any:
+    return pb.ServerLiveResponse(live=True)
+
+
+def server_ready(server: Server, request: Any) -> Any:
+    return pb.ServerReadyResponse(ready=server.ready())
+
+
+def server_metadata(server: Server, request: Any) -> Any:
+    return pb.ServerMetadataResponse(name=server.name, version=nemoport.__version__, extensions=EXTENSIONS)
+
+
+def model_ready(server: Server, request: Any) -> Any:
+    version = version_from(request.version)
+    try:
+        server.find(request.name, version)
+    except Refusal:
+        return pb.ModelReadyResponse(ready=False)
+    return pb.ModelReadyResponse(ready=True)
+
+
+def model_metadata(server: Server, request: Any) -> Any:
+    found = server.metadata(request.name, version_from(request.version))
+    return json_format.ParseDict(found, pb.ModelMetadataResponse())
+
+
+def model_config(server: Server, request: Any) -> Any:
+    return pb.ModelConfigResponse(config=server.find(request.name, version_from(request.version)).config)
+
+
+def model_statistics(server: Server, request: Any) -> Any:
+    rows = server.statistics(request.name, version_from(request.version))
+    return json_format.ParseDict({"model_stats": rows}, pb.ModelStatisticsResponse())
+
+
+def repository_index(server: Server, request: Any) -> Any:
+    rows = server.index(request.ready)
+    return json_format.ParseDict({"models": rows}, pb.RepositoryIndexResponse())
+
+
+def repository_model_load(server: Server, request: Any) -> Any:
+    server.check_control()
+    given = overrides_from(request.model_name, parameters_from(request.parameters))
+    server.load(request.model_name, given)
+    return pb.RepositoryModelLoadResponse()
+
+
+def repository_model_unload(server: Server, request: Any) -> Any:
+    server.check_control()
+    server.unload(request.model_name)
+    return pb.RepositoryModelUnloadResponse()
+
+
+def log_settings(server: Server, request: Any) -> Any:
+    asked = {name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in request.settings.items()}
+    answer = pb.LogSettingsResponse()
+    for name, value in server.log_settings.update(asked).items():
+        kind = {bool: "bool_param", int: "uint32_param", str: "string_param"}[type(value)]
+        setattr(answer.settings[name], kind, value)
+    return answer
+
+
+def infer(server: Server, call: Call, content: bytes) -> None:
+    request = pb.ModelInferRequest.FromString(content)
+    model = server.find(request.model_name, version_from(request.model_version))
+    if model.decoupled:
+        raise Refusal("ModelInfer RPC doesn't support models with decoupled transaction policy", Code.UNSUPPORTED)
+    job = model.submit(request_from(request), partial(_inferred, call), call.when_idle)
+    call.when_left(job.cancel)
+
+
+def _inferred(call: Call, response: Response) -> None:
+    """On the thread of an instance, or of a quick job on the one that polls."""
+    with answering(call):
+        call.answer(message_of(response.value()).SerializeToString())
+
+
+@contextmanager
+def answering(call: Call) -> Iterator[None]:
     """A refusal becomes the status of the call."""
-
-    def call(self: Inference, request: Any, context: Any) -> Any:
-        try:
-            return method(self, request, context)
-        except Refusal as refusal:
-            context.abort(grpc.StatusCode[refusal.code.grpc], shortened(refusal))
-        except Exception as error:  # the edge of the server: one request fails, the others go on
-            log.exception("%s failed", method.__name__)
-            ours = Refusal(f"internal error: {type(error).__name__}: {error}", Code.INTERNAL)
-            context.abort(grpc.StatusCode.INTERNAL, shortened(ours))
-
-    return call
+    try:
+        yield
+    except Refusal as refusal:
+        call.end(grpc.StatusCode[refusal.code.grpc], shortened(refusal))
+    except DecodeError:
+        call.end(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
+    except Exception as error:  # the edge of the server: one request fails, the others go on
+        log.exception("a call failed")
+        ours = Refusal(f"internal error: {type(error).__name__}: {error}", Code.INTERNAL)
+        call.end(grpc.StatusCode.INTERNAL, shortened(ours))
 
 
-class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    def __init__(self, server: Server) -> None:
-        self._server = server
+def _answer(kind: Any, answer: Callable[[Server, Any], Any]) -> Hear:
+    """Of a function from message to message."""
 
-    @answering
-    def ServerLive(self, request: Any, context: Any) -> Any:
-        return pb.ServerLiveResponse(live=True)
+    def hear(server: Server, call: Call, content: bytes) -> None:
+        call.answer(answer(server, kind.FromString(content)).SerializeToString())
 
-    @answering
-    def ServerReady(self, request: Any, context: Any) -> Any:
-        return pb.ServerReadyResponse(ready=self._server.ready())
-
-    @answering
-    def ServerMetadata(self, request: Any, context: Any) -> Any:
-        return pb.ServerMetadataResponse(name=self._server.name, version=nemoport.__version__, extensions=EXTENSIONS)
-
-    @answering
-    def ModelReady(self, request: Any, context: Any) -> Any:
-        version = version_from(request.version)
-        try:
-            self._server.find(request.name, version)
-        except Refusal:
-            return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=True)
-
-    @answering
-    def ModelMetadata(self, request: Any, context: Any) -> Any:
-        found = self._server.metadata(request.name, version_from(request.version))
-        return json_format.ParseDict(found, pb.ModelMetadataResponse())
-
-    @answering
-    def ModelConfig(self, request: Any, context: Any) -> Any:
-        return pb.ModelConfigResponse(config=self._server.find(request.name, version_from(request.version)).config)
-
-    @answering
-    def ModelStatistics(self, request: Any, context: Any) -> Any:
-        rows = self._server.statistics(request.name, version_from(request.version))
-        return json_format.ParseDict({"model_stats": rows}, pb.ModelStatisticsResponse())
-
-    @answering
-    def RepositoryIndex(self, request: Any, context: Any) -> Any:
-        rows = self._server.index(request.ready)
-        return json_format.ParseDict({"models": rows}, pb.RepositoryIndexResponse())
-
-    @answering
-    def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
-        self._server.check_control()
-        given = overrides_from(request.model_name, parameters_from(request.parameters))
-        self._server.load(request.model_name, given)
-        return pb.RepositoryModelLoadResponse()
-
-    @answering
-    def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
-        self._server.check_control()
-        self._server.unload(request.model_name)
-        return pb.RepositoryModelUnloadResponse()
-
-    @answering
-    def LogSettings(self, request: Any, context: Any) -> Any:
-        asked = {name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in request.settings.items()}
-        answer = pb.LogSettingsResponse()
-        for name, value in self._server.log_settings.update(asked).items():
-            kind = {bool: "bool_param", int: "uint32_param", str: "string_param"}[type(value)]
-            setattr(answer.settings[name], kind, value)
-        return answer
-
-    @answering
-    def ModelInfer(self, request: Any, context: Any) -> Any:
-        model = self._server.find(request.model_name, version_from(request.model_version))
-        if model.decoupled:
-            raise Refusal("ModelInfer RPC doesn't support models with decoupled transaction policy", Code.UNSUPPORTED)
-        return message_of(ask_and_wait(model, request_from(request), context.add_callback))
-
-    def ModelStreamInfer(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
-        return conversation(self._server, requests, context)
+    return hear
 
 
-def _without(name: str) -> Method:
-    def refuse(self: Inference, request: Any, context: Any) -> Any:
+def _without(name: str) -> Hear:
+    def hear(server: Server, call: Call, content: bytes) -> None:
         raise Refusal(f"{name} is not done by this server, and its extension is not advertised", Code.UNSUPPORTED)
 
-    return answering(refuse)
-
-
-for _kind in ("SystemSharedMemory", "CudaSharedMemory"):
-    for _verb in ("Status", "Register", "Unregister"):
-        setattr(Inference, _kind + _verb, _without(_kind + _verb))
-setattr(Inference, "TraceSetting", _without("TraceSetting"))  # noqa: B010  like its neighbours
-
-
-def add_inference(server: Server, to: Any, waiting: ThreadPoolExecutor) -> None:
-    """Calls that may wait for a model, or for a client, have threads of their own."""
-    service = Inference(server)
-    for name in ("ModelInfer", "ModelStreamInfer", "RepositoryModelLoad", "RepositoryModelUnload"):
-        setattr(service, name, _In(waiting, getattr(service, name)))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, to)
+    return hear
 
 
 @dataclass(frozen=True)
-class _In:
-    """A method whose calls grpc gives to this pool."""
+class Row:
+    """`here` is how many bytes a message may have to be answered on the thread that polls, and not in another."""
 
-    experimental_thread_pool: ThreadPoolExecutor
-    method: Method
+    name: str
+    hear: Hear
+    here: int = _SMALL
 
-    def __call__(self, request: Any, context: Any) -> Any:
-        return self.method(request, context)
+
+_LACKING = (
+    *(f"{kind}SharedMemory{verb}" for kind in ("System", "Cuda") for verb in ("Status", "Register", "Unregister")),
+    "TraceSetting",
+)
+ROWS = (
+    Row("ModelInfer", infer),
+    Row("ServerLive", _answer(pb.ServerLiveRequest, server_live)),
+    Row("ServerReady", _answer(pb.ServerReadyRequest, server_ready)),
+    Row("ServerMetadata", _answer(pb.ServerMetadataRequest, server_metadata)),
+    Row("ModelReady", _answer(pb.ModelReadyRequest, model_ready)),
+    Row("ModelMetadata", _answer(pb.ModelMetadataRequest, model_metadata)),
+    Row("ModelConfig", _answer(pb.ModelConfigRequest, model_config)),
+    Row("ModelStatistics", _answer(pb.ModelStatisticsRequest, model_statistics)),
+    Row("LogSettings", _answer(pb.LogSettingsRequest, log_settings)),
+    Row("RepositoryIndex", _answer(pb.RepositoryIndexRequest, repository_index), _NEVER),
+    Row("RepositoryModelLoad", _answer(pb.RepositoryModelLoadRequest, repository_model_load), _NEVER),
+    Row("RepositoryModelUnload", _answer(pb.RepositoryModelUnloadRequest, repository_model_unload), _NEVER),
+    *(Row(name, _without(name)) for name in _LACKING),
+)
+
+
+def methods(server: Server, threads: Executor) -> dict[bytes, Method]:
+    """Of the service, by the path of a call; `threads` for what waits or is large."""
+    path = "/inference.GRPCInferenceService/{}"
+    found = {path.format(row.name): partial(_unary, server, threads, row) for row in ROWS}
+    found[path.format("ModelStreamInfer")] = partial(converse, server)
+    found[health.PATH] = partial(_unary, server, threads, Row("Check", _answer(health.Request, health.check)))
+    return {name.encode(): method for name, method in found.items()}
+
+
+def _unary(server: Server, threads: Executor, row: Row, call: Call) -> None:
+    def answer(content: bytes) -> None:
+        with answering(call):
+            row.hear(server, call, content)
+
+    def heard(content: bytes | None) -> None:
+        if content is None:
+            call.end(grpc.StatusCode.UNIMPLEMENTED, f"{row.name} requires exactly one request message.")
+        elif len(content) <= row.here:
+            answer(content)
+        else:
+            call.when_idle = None  # it is heard by another thread, which reads nothing
+            threads.submit(answer, content)
+
+    call.receive(heard)

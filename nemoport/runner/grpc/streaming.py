@@ -1,6 +1,6 @@
 """One call of ModelStreamInfer: requests come in and answers go out, at the same time.
 
-    reader    request, request, ...  ->  Turn, (Turn, Response), ...  ->  writer    message, message, ...
+    message -> Turn -> model -> Response, ...  ->  messages of the turn  ->  outbox -> one message at a time
 
 Errors are messages, and the stream goes on. Answers come in the order of the requests, but for decoupled models, whose
 answers come when they are there.
@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from queue import SimpleQueue
-from threading import Event, Semaphore, Thread
+from functools import partial
+from threading import RLock
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
+from nemoport.runner.grpc.calls import Call
 from nemoport.runner.grpc.messages import message_of, request_from, shortened, version_from
 from nemoport.runner.jobs import Job
+from nemoport.runner.model import ModelVersion
 from nemoport.runner.refusal import Refusal
 from nemoport.runner.request import Response
 from nemoport.runner.server import Server
@@ -36,102 +38,122 @@ class Turn:
     """One request of the stream, until its last answer."""
 
     request: Any
-    in_order: bool
+    in_order: bool = True
     job: Job | None = None
     messages: list[Any] = field(default_factory=list)
     """That wait for the turns before."""
     ended: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
-    turn: Turn
-    what: Response | Refusal
-    """A refusal by itself: the model was not asked."""
+def converse(server: Server, call: Call) -> None:
+    """Ends when the client has said all and heard all; when it has gone, what is under way is cancelled."""
+    conversation = _Conversation(server, call)
+    call.when_left(conversation.leave)
+    conversation.hear_next()
 
 
-def conversation(server: Server, requests: Iterable[Any], context: Any) -> Iterator[Any]:
-    """The messages that answer the requests. Ends, and cancels what is under way, when the client has gone."""
-    events: SimpleQueue[Turn | _Said | None] = SimpleQueue()
-    slots, left = Semaphore(_MOST_UNDER_WAY), Event()
+class _Conversation:
+    """Heard on the thread that polls, answered on those of instances too: the lock is for what both see."""
 
-    def leave() -> None:
-        left.set()
-        events.put(None)
+    def __init__(self, server: Server, call: Call) -> None:
+        self._server, self._call, self._lock = server, call, RLock()
+        self._under_way: dict[Turn, None] = {}
+        self._in_order: deque[Turn] = deque()
+        self._outbox: deque[Any] = deque()
+        self._sending = self._heard_all = self._full = self._ended = False
 
-    context.add_callback(leave)
-    Thread(target=_read, args=(server, requests, events, slots, left), name="stream", daemon=True).start()
-    under_way: dict[Turn, None] = {}
-    in_order: deque[Turn] = deque()
-    reading = True
-    try:
-        while (reading or under_way) and not left.is_set():
-            event = events.get()
-            if event is None:
-                reading = False
-            elif isinstance(event, Turn):
-                under_way[event] = None
-                if event.in_order:
-                    in_order.append(event)
-            else:
-                turn, messages = event.turn, _told(event)
-                if not turn.in_order:
-                    yield from messages
-                turn.messages += messages
-                turn.ended = isinstance(event.what, Refusal) or event.what.last
-                while in_order and in_order[0].ended:
-                    yield from in_order.popleft().messages
-                if turn.ended:
-                    del under_way[turn]
-                    slots.release()
-    finally:
-        left.set()
-        slots.release()
-        for turn in under_way:
+    def hear_next(self) -> None:
+        self._call.receive(self._hear)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._ended = True
+            left = list(self._under_way)
+        for turn in left:
             if turn.job is not None:
                 turn.job.cancel()
 
+    def _hear(self, content: bytes | None) -> None:
+        if content is None:
+            with self._lock:
+                self._heard_all = True
+                self._go_on()
+            return
+        try:
+            request = pb.ModelInferRequest.FromString(content)
+        except DecodeError:
+            self.leave()
+            self._call.end(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
+            return
+        self._ask(request)
+        with self._lock:
+            self._full = len(self._under_way) >= _MOST_UNDER_WAY
+            full = self._full
+        if not full:
+            self.hear_next()
 
-def _read(
-    server: Server, requests: Iterable[Any], events: SimpleQueue[Turn | _Said | None], slots: Semaphore, left: Event
-) -> None:
-    try:
-        for request in requests:
-            slots.acquire()
-            if left.is_set():
-                return
-            _ask(server, request, events)
-            if left.is_set():
-                return
-    except grpc.RpcError:  # the client has gone
-        return
-    finally:
-        events.put(None)
+    def _ask(self, request: Any) -> None:
+        turn = Turn(request)
+        try:
+            model = self._server.find(request.model_name, version_from(request.model_version))
+        except Refusal as refusal:
+            self._begin(turn)
+            self._told(turn, refusal)
+            return
+        turn.in_order = not model.decoupled
+        self._begin(turn)
+        self._submit(turn, model)
+
+    def _submit(self, turn: Turn, model: ModelVersion) -> None:
+        try:
+            turn.job = model.submit(request_from(turn.request), partial(self._told, turn), self._call.when_idle)
+        except Refusal as refusal:
+            self._told(turn, refusal)
+        except Exception as error:  # the edge of the server: one request fails, the others go on
+            log.exception("a request of a stream failed")
+            self._told(turn, Refusal(f"internal error: {type(error).__name__}: {error}"))
+
+    def _begin(self, turn: Turn) -> None:
+        with self._lock:
+            self._under_way[turn] = None
+            if turn.in_order:
+                self._in_order.append(turn)
+
+    def _told(self, turn: Turn, what: Response | Refusal) -> None:
+        """What the model said, or that it was not asked."""
+        messages = _messages(turn.request, what)
+        with self._lock:
+            (turn.messages if turn.in_order else self._outbox).extend(messages)
+            turn.ended = isinstance(what, Refusal) or what.last
+            while self._in_order and self._in_order[0].ended:
+                self._outbox.extend(self._in_order.popleft().messages)
+            hears_again = False
+            if turn.ended:
+                del self._under_way[turn]
+                hears_again, self._full = self._full, False
+            self._go_on()
+        if hears_again:
+            self.hear_next()
+
+    def _go_on(self) -> None:
+        """Send the next message, or the end; with the lock."""
+        if self._sending or self._ended:
+            return
+        if self._outbox:
+            self._sending = True
+            self._call.send(self._outbox.popleft().SerializeToString(), self._sent)
+        elif self._heard_all and not self._under_way:
+            self._ended = True
+            self._call.end()
+
+    def _sent(self) -> None:
+        with self._lock:
+            self._sending = False
+            self._go_on()
 
 
-def _ask(server: Server, request: Any, events: SimpleQueue[Turn | _Said | None]) -> None:
-    turn = Turn(request, in_order=not _is_decoupled(server, request))
-    events.put(turn)
-    try:
-        model = server.find(request.model_name, version_from(request.model_version))
-        turn.job = model.submit(request_from(request), lambda response: events.put(_Said(turn, response)))
-    except Refusal as refusal:
-        events.put(_Said(turn, refusal))
-    except Exception as error:  # the edge of the server: one request fails, the others go on
-        log.exception("a request of a stream failed")
-        events.put(_Said(turn, Refusal(f"internal error: {type(error).__name__}: {error}")))
-
-
-def _is_decoupled(server: Server, request: Any) -> bool:
-    try:
-        return server.find(request.model_name, version_from(request.model_version)).decoupled
-    except Refusal:
-        return False
-
-
-def _told(said: _Said) -> list[Any]:
+def _messages(request: Any, what: Response | Refusal) -> list[Any]:
     """A message, or none: the end alone is told only to those who ask for it."""
-    request, what = said.turn.request, said.what
     if isinstance(what, Refusal):
         return [_refused(request, what)]
     if isinstance(what.content, Refusal):
