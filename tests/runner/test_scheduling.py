@@ -481,16 +481,17 @@ def test_quick_jobs_that_wait_for_their_reader_are_executed_when_the_model_close
         send(scheduler, 0, to=reader)
 
 
-def test_a_shape_is_quick_while_its_jobs_take_little_one_with_another() -> None:
-    pace, job, other = Pace(quick_ns=10), a_job(1), a_job(2)
+def test_a_shape_is_quick_when_its_jobs_took_little_and_until_they_took_long_for_long() -> None:
+    pace, job, other = Pace(quick_ns=100), a_job(1), a_job(2)
     assert not pace.is_quick(job)
-    pace.took([job], 20)
+    pace.took([job], 200)
     assert not pace.is_quick(job)
-    pace.took([job] * 4, 0)
-    pace.took([job] * 4, 32)
+    pace.took([job] * 4, 320)  # 80 each
     assert pace.is_quick(job)
     assert not pace.is_quick(other)
-    pace.took([job], 11)
+    pace.took([job], 200)  # 95
+    assert pace.is_quick(job)
+    pace.took([job], 200)  # 108
     assert not pace.is_quick(job)
 
 

@@ -110,7 +110,7 @@ def shortened(error: Exception) -> str:
 
 def _shape(tensor: Any, message: Any) -> tuple[int, ...]:
     dims = tuple(tensor.shape)
-    if any(dim < 0 for dim in dims):
+    if min(dims, default=0) < 0:
         raise Refusal(
             f"[request id: {message.id or '<id_unknown>'}] All input dimensions should be specified for input "
             f"'{tensor.name}' for model '{message.model_name}', got {show(dims)}"
@@ -154,6 +154,6 @@ def _contents(tensor: Any, shape: tuple[int, ...], message: Any) -> Array:
 
 
 def _check_supported(parameters: Mapping[str, Any]) -> None:
-    for name, answer in _UNSUPPORTED.items():
-        if name in parameters:
-            raise Refusal(answer)
+    for name in parameters:
+        if name in _UNSUPPORTED:
+            raise Refusal(_UNSUPPORTED[name])

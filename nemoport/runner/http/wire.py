@@ -155,9 +155,9 @@ def _wants_binary(entry: Mapping[str, Any]) -> bool:
 
 
 def _check_supported(parameters: Mapping[str, Any]) -> None:
-    for name, answer in _UNSUPPORTED.items():
-        if name in parameters:
-            raise Refusal(answer)
+    for name in parameters:
+        if name in _UNSUPPORTED:
+            raise Refusal(_UNSUPPORTED[name])
 
 
 def _parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
