@@ -151,15 +151,17 @@ class CallServer:
         call, method = Call(event.call, self._idle_work.append), self._methods.get(event.call_details.method)
         if method is None:
             call.end(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-        else:
-            _called(method, call)
+        elif not _called(method, call):
+            call.end(grpc.StatusCode.INTERNAL, "internal error")
 
 
-def _called(what: Callable[..., object], *given: Any) -> None:
+def _called(what: Callable[..., object], *given: Any) -> bool:
     try:
         what(*given)
+        return True
     except Exception:  # the edge of the thread: one call is lost, the others go on
         log.exception("a call of gRPC failed")
+        return False
 
 
 def _status(code: int, details: bytes) -> Any:
