@@ -21,7 +21,7 @@ from nemoport.validation.subject import Subject
 def requantized(model: Model, subject: Subject, recipe: Recipe) -> Model:
     """The source as the artifact must hold it. Nothing is computed until a field is read."""
     kind, plan = subject.artifact.kind, subject.artifact.plan
-    chosen = quantize.chosen(recipe, kind, plugins.load(TARGETS, kind), recipe.calibration is not None)
+    chosen = quantize.chosen(recipe, kind, plugins.load(TARGETS, kind), recipe.calibration is not None, plan.dialect)
     seen = Once(partial(_kept, subject)) if chosen.needs else None
     return quantize.quantized(model, chosen, plan, seen)
 

@@ -70,10 +70,12 @@ def made(sources: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     return make
 
 
-def quantize(sources: Mapping[str, Path], method: str, to: str, out: Path, **recipe: Any) -> None:
+def quantize(
+    sources: Mapping[str, Path], method: str, to: str, out: Path, dialect: str | None = None, **recipe: Any
+) -> None:
     name = "wide" if method in GROUPED else "demo"
     dtype = "float32" if to == "onnx" else "bfloat16" if name == "wide" else None  # no CPU has bfloat16 graphs
-    plan = Plan(dtype=dtype, recipe=Recipe(method=method, **recipe))
+    plan = Plan(dtype=dtype, dialect=dialect, recipe=Recipe(method=method, **recipe))
     seen = calibration.from_statistics(sources[f"{name} statistics"])
     stream.run(convert.plan(sources[name], to, out, plan=plan, calibration=seen))
 
@@ -105,6 +107,15 @@ def test_every_method_passes_on_a_trained_model(
     assert 1e-3 < max(each.relative for each in linears.values()) < 0.2
     assert len(report.layers) == 5
     assert any("lm_head" in name for name in report.quantization.excluded)
+
+
+@pytest.mark.parametrize("method", [row.method for row in rows() if row.dialect == "compressed-tensors" and row.loads])
+def test_another_dialect_is_judged_by_its_own_rounding(
+    method: str, sources: Mapping[str, Path], tmp_path: Path
+) -> None:
+    quantize(sources, method, "hf", tmp_path / "out", dialect="compressed-tensors")
+    report = judged(tmp_path / "out", sources, method)
+    assert report.passed, report.checks
 
 
 def test_every_quantizer_has_a_gate() -> None:

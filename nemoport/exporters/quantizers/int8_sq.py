@@ -24,6 +24,8 @@ NEEDS = {"modelopt": ("amax",), "trtllm": ("amax",), "compressed-tensors": ("ama
 SHARES = {"modelopt": TOGETHER, "trtllm": TOGETHER[:1], "compressed-tensors": TOGETHER}
 EXPONENT = {"modelopt": 1.0, "trtllm": 1.0, "compressed-tensors": 0.5}
 """How much of the range of the input moves into the weights: ModelOpt's default; the paper's and llm-compressor's."""
+STATIC = ("modelopt", "trtllm")
+"""The dialects that store a scale of the input; compressed-tensors' is found anew for every token."""
 LEAST, MOST = np.float32(1e-4), np.float32(1e4)
 
 
@@ -70,10 +72,9 @@ def quantize(given: Given) -> tuple[Fields, ...]:
         input_amax(given)  # refuses an input that was zero
         return np.array(max(_input_amax(given, one) for one in each) / int8.MOST)
 
-    input_scale = solved((), "float32", scale)
+    of_input = {"input_scale": solved((), "float32", scale)} if given.dialect in STATIC else {}
     return tuple(
-        {**int8.rows(one.weight, largest, exact), "pre_scale": one.pre_scale, "input_scale": input_scale}
-        for one, largest in pairs
+        {**int8.rows(one.weight, largest, exact), "pre_scale": one.pre_scale, **of_input} for one, largest in pairs
     )
 
 
