@@ -13,7 +13,7 @@ import pytest
 import nemoport
 
 ROOT = Path(nemoport.__file__).parent
-GROUND = {"errors", "spec", "artifact", "plugins"}
+GROUND = {"errors", "spec", "artifact", "plugins", "compatibility"}
 TOWERS = {"exporters", "compilers", "repository", "runner", "reference"}
 TOWER_MAY = {"reference": {"exporters.tensor", "exporters.dtypes"}}
 """Beyond the ground floor and itself."""

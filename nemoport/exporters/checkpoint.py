@@ -146,4 +146,7 @@ class Output:
 class Target(Protocol):
     """A module in `targets/`: pure, reads nothing but shapes."""
 
+    LOADS: tuple[str, ...]
+    """What loads what it writes, of some model or other; an output says it of one."""
+
     def output(self, model: Model, plan: Plan) -> Output: ...

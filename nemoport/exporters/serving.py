@@ -21,6 +21,11 @@ def huggingface(artifact: Path, kind: str) -> Path | None:
     return artifact if kind == "hf" else artifact / WEIGHTS if kind in ENGINES else None
 
 
+def of_engine(loads: tuple[str, ...], target: str) -> tuple[str, ...]:
+    """Those that are releases of a target's engine."""
+    return tuple(each for each in loads if each.startswith(ENGINES[target]))
+
+
 def weights(model: Model, plan: Plan, target: str) -> Output:
     """The `hf` output a directory lower, for the engine of a target. An engine may give its stages different
     numbers of layers, so pp need not divide them."""
@@ -32,7 +37,7 @@ def weights(model: Model, plan: Plan, target: str) -> Output:
         )
     check_divisible(model.spec, replace(plan, pp=1))
     made = hf.output(model, replace(plan, tp=1, pp=1, ep=1))
-    loads = tuple(each for each in made.loads if each.startswith(engine))
+    loads = of_engine(made.loads, target)
     if not loads:
         raise UnsupportedInput(
             f"{model.checkpoint.path} becomes what {', '.join(made.loads)} can load, and {engine} is not among them; "

@@ -50,7 +50,7 @@ def encoding(group: int | None) -> Encoding:
         group=block,
         loads={
             "modelopt": ("vLLM", "SGLang", "TensorRT-LLM 1.0 or later (PyTorch backend)"),
-            "trtllm": ("TensorRT-LLM up to 1.2 on Blackwell, as ModelOpt 0.47 writes it; not seen loading",),
+            "trtllm": ("TensorRT-LLM up to 1.2 on GPUs of SM 100 or later, not seen loading",),
             "compressed-tensors": ("vLLM",),
         },
         refused={"onnx": "ONNX Runtime has no kernel for 4-bit floats"},

@@ -19,6 +19,7 @@ from nemoport.exporters.targets import hf
 from nemoport.spec import Plan
 
 DIALECTS, PASSES = hf.DIALECTS, hf.PASSES
+LOADS = serving.of_engine(hf.LOADS, "llmapi")
 PROGRAM, SETTINGS = "model.py", "model.yaml"
 TRITON = {"max_batch_size": 0, "decoupled": True, "cancellation_check_period_ms": 100}
 _HEAD = """\

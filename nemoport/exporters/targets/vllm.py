@@ -19,6 +19,7 @@ from nemoport.exporters.targets import hf
 from nemoport.spec import Plan
 
 DIALECTS, PASSES = hf.DIALECTS, hf.PASSES
+LOADS = serving.of_engine(hf.LOADS, "vllm")
 FILE = "model.json"
 
 

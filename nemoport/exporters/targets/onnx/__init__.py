@@ -42,12 +42,14 @@ DIALECTS = (quantized.DIALECT,)
 """In which quantized weights are written."""
 GRAPH, DATA = "model.onnx", "model.onnx.data"
 
-LOADS = {
+LOADED_AS = {
     "float32": ("ONNX Runtime 1.23 or later", "TensorRT 10.15 or later"),
     "float16": ("ONNX Runtime 1.23 or later", "TensorRT 10.15 or later"),
     "bfloat16": ("ONNX Runtime 1.31 or later on CUDA", "TensorRT 10.15 or later"),
 }
 """Opset 23 came with ONNX Runtime 1.23; on CPUs it has no bfloat16."""
+LOADS = LOADED_AS["float32"]
+"""Of the dtype that most releases load."""
 
 
 def output(model: Model, plan: Plan) -> Output:
@@ -98,9 +100,9 @@ def _graph(model: Model, stage: Stage, dtype: str, profile: Profile) -> Graph:
 
 def _loads(model: Model, dtype: str, plan: Plan) -> Iterator[str]:
     """Of a quantized model, those that load its linears and the dtype of the rest, in the words of the narrower."""
-    linears = model.quantized.encoding.loads[quantized.DIALECT] if model.quantized else LOADS[dtype]
+    linears = model.quantized.encoding.loads[quantized.DIALECT] if model.quantized else LOADED_AS[dtype]
     for engine in ("ONNX Runtime", "TensorRT") if plan.profile == "portable" else ("ONNX Runtime",):
-        said = [each for known in (linears, LOADS[dtype]) for each in known if each.startswith(engine)]
+        said = [each for known in (linears, LOADED_AS[dtype]) for each in known if each.startswith(engine)]
         if len(said) == 2:
             yield max(said, key=len)
 
@@ -112,9 +114,9 @@ def _check(dtype: str, plan: Plan) -> None:
             f"{what} does not exist for ONNX, whose runtimes start no ranks; use {what[:2]} 1, with --pp for stages, "
             "or shard with --to trtllm, or --to llmapi or vllm, which shard while they load"
         )
-    if dtype not in LOADS:
+    if dtype not in LOADED_AS:
         raise UnsupportedInput(
-            f"the model is in {dtype}, in which no ONNX graph runs; use --dtype {' or '.join(LOADS)}"
+            f"the model is in {dtype}, in which no ONNX graph runs; use --dtype {' or '.join(LOADED_AS)}"
         )
 
 
