@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from inspect import signature
+from itertools import groupby
 from pathlib import Path
 
 from nemoport import plugins
 from nemoport.check.table import TABLE
+from nemoport.compatibility import ALONE, NAMES, Outcome, Verdict, claims, judge, rows, runtime
 from nemoport.compilers.builders import onnxruntime
 from nemoport.compilers.compile import BUILDERS, options
 from nemoport.exporters import methods
@@ -18,7 +21,8 @@ from nemoport.repository.inflight.settings import PARAMETERS
 from nemoport.validation import fidelity, likeness
 
 DOCS = Path(__file__).parent
-PAGES = (DOCS.parent / "README.md", *(DOCS / f"{name}.md" for name in ("check", "compile", "onnx", "quantization")))
+WITH_TABLES = ("check", "compatibility", "compile", "onnx", "quantization")
+PAGES = (DOCS.parent / "README.md", *(DOCS / f"{each}.md" for each in WITH_TABLES))
 ROOM = "nemoport.exporters"
 
 
@@ -39,6 +43,13 @@ def tables() -> dict[str, str]:
         "builders": _table("`--to` | what it builds | of", _builders()),
         "builder_options": _table("option | of | what it says", _builder_options()),
         "backend_parameters": _table("parameter | value | what it is | needs an engine with", _backend_parameters()),
+        "containers": _table(
+            "Triton | ONNX Runtime in `-py3` | TensorRT-LLM | its TensorRT and CUDA | vLLM | its CUDA | GPUs",
+            _containers(),
+        ),
+        "nims": _table("NIM | engines", _nims()),
+        "loaded": _table("artifact | runtime | release | verdict | because", _loaded()),
+        "sources": _table("of | source", _sources()),
         "gates": _table("weights of | methods | divergence | perplexity | another likeliest token", _gates()),
     }
 
@@ -117,6 +128,75 @@ def _methods() -> Iterator[str]:
         else:
             needs = ", ".join(f"`{each}`" for each in row.needs) or "nothing"
             yield f"{found} | {needs} | {row.alignment} | {'; '.join(row.loads)}"
+
+
+def _containers() -> Iterator[str]:
+    least = {row.release: f"SM {row.sm} or later" for row in rows.LEAST_SM}
+    for row in rows.TRITON:
+        of_trtllm, gpus = f"{row.tensorrt}, {row.cuda}", least.get(row.release, "-")
+        words = row.release, row.onnxruntime, row.tensorrt_llm, of_trtllm, row.vllm, row.vllm_cuda, gpus
+        yield " | ".join(str(word) for word in words)
+
+
+def _nims() -> Iterator[str]:
+    for row in rows.NIM:
+        engines = [f"{NAMES[engine][0]} {found or 'of a version not seen'}" for engine, found in row.engines.items()]
+        yield f"{row.release} | {', '.join(engines)}"
+
+
+BUILT_WITH = {"tensorrt_llm": "1.1.0", "tensorrt": "10.13.3", "onnxruntime": "1.27.0", "portability": "any provider"}
+"""An engine to judge: what is built has no row of its own, it is stamped."""
+
+
+def _loaded() -> Iterator[str]:
+    """Every artifact in every place, releases that fare alike in one line."""
+    for kind, module in plugins.load_all(f"{ROOM}.targets").items():
+        yield from _fares(kind, f"`{kind}`", module.LOADS)
+    for to, module in plugins.load_all("nemoport.compilers.builders").items():
+        said = {"compatible": False} if "compatible" in signature(module.loads).parameters else {}
+        loads = module.loads({**BUILT_WITH, **({} if to == "onnxruntime" else {"sm": 90})}, **said)
+        yield from _fares(module.KIND, f"`compile --to {to}` of {', '.join(loads)}", loads)
+
+
+def _fares(kind: str, what: str, loads: tuple[str, ...]) -> Iterator[str]:
+    released = {"tritonserver": rows.TRITON, "nim": rows.NIM}
+    for name, table in released.items():
+        judged = [(row.release, judge(kind, loads, runtime(f"{name}:{row.release}"))) for row in table]
+        for _, alike in groupby(judged, key=lambda each: (each[1].outcome, each[1].first, _container(each[1].place))):
+            group = list(alike)
+            (newest, verdict), (oldest, _) = group[0], group[-1]
+            releases = newest if newest == oldest else f"{oldest} to {newest}"
+            yield f"{what} | `{name}` | {releases} | {_verdict(verdict)}"
+    for word, engine in ALONE.items():
+        for way in rows.WAYS:
+            for claim in claims(loads) if (way.kind, way.place, way.engine) == (kind, "alone", engine) else ():
+                if claim.engine == engine:
+                    verdict = "needs" if way.first else "loads"
+                    yield f"{what} | `{word}` | {claim.releases or 'any'} | {verdict} | {way.first or str(claim)}"
+
+
+def _container(place: str) -> str:
+    return re.sub(r":[\d.]+", "", place)
+
+
+def _verdict(verdict: Verdict) -> str:
+    first = f"; first {verdict.first}" if verdict.outcome is Outcome.NEEDS else ""
+    instead = f"; {verdict.first}" if verdict.refused and verdict.first else ""
+    return f"{verdict.outcome.name.lower()} | `{verdict.place}`: {verdict.reason}{first}{instead}"
+
+
+def _sources() -> Iterator[str]:
+    tables = {
+        "Triton's containers": rows.TRITON,
+        "the oldest GPUs of Triton": rows.LEAST_SM,
+        "opsets of ONNX Runtime": rows.OPSETS,
+        "NIM": rows.NIM,
+        "how an artifact gets to an engine": (*rows.WAYS, *rows.NO_WAYS),
+        "the SM of a GPU": rows.GPUS,
+    }
+    for what, table in tables.items():
+        for source in dict.fromkeys(row.source for row in table):
+            yield f"{what} | <{source}>"
 
 
 def _gates() -> Iterator[str]:

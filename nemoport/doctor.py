@@ -11,8 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nemoport.runner.devices import visible_gpus
+from nemoport import plugins
+from nemoport.compatibility import NAMES, Version, misfit, newest_triton, version
+from nemoport.runner.devices import compute_capabilities, visible_gpus
 
+TARGETS = "nemoport.exporters.targets"
 _EXTRA = "pip install 'nemoport[{}]'"
 
 
@@ -39,9 +42,9 @@ PACKAGES = {
     ),
     "tensorrt_llm": Package(
         distributions=("tensorrt-llm", "tensorrt_llm"),
-        added_by="run it in a container tritonserver:YY.MM-trtllm-python-py3",
+        added_by=f"run it in a container {newest_triton('trtllm', ('TensorRT-LLM',))}",
     ),
-    "vllm": Package(distributions=("vllm",), added_by="run it in a container tritonserver:YY.MM-vllm-python-py3"),
+    "vllm": Package(distributions=("vllm",), added_by=f"run it in a container {newest_triton('vllm', ('vLLM',))}"),
 }
 """By the name that is imported."""
 PROVIDERS = {
@@ -57,6 +60,8 @@ class Ability:
     needs: tuple[str, ...] = ()
     """Packages."""
     gpu: bool = False
+    artifact: str = ""
+    """The target whose releases the packages must be of."""
 
 
 ABILITIES = (
@@ -72,7 +77,7 @@ ABILITIES = (
     Ability(what="convert --quantize --calib", needs=("torch", "tokenizers")),
     Ability(what="compile --to onnxruntime", needs=("onnxruntime",)),
     Ability(what="compile --to tensorrt", needs=("tensorrt",), gpu=True),
-    Ability(what="compile --to trtllm", needs=("tensorrt_llm",), gpu=True),
+    Ability(what="compile --to trtllm", needs=("tensorrt_llm",), gpu=True, artifact="trtllm"),
     Ability(what="layout inflight_batcher_llm"),
     Ability(what="validate", needs=("torch",)),
     Ability(what="validate --report with plots", needs=("matplotlib",)),
@@ -82,12 +87,12 @@ ABILITIES = (
     Ability(what="repo"),
     Ability(what="repo push, pull, verify", needs=("fsspec",)),
     Ability(what="repo sign", needs=("cryptography",)),
-    Ability(what="serve onnx", needs=("onnxruntime",)),
-    Ability(what="serve text from onnx", needs=("onnxruntime", "tokenizers")),
+    Ability(what="serve onnx", needs=("onnxruntime",), artifact="onnx"),
+    Ability(what="serve text from onnx", needs=("onnxruntime", "tokenizers"), artifact="onnx"),
     Ability(what="serve hf, trtllm and vllm on the reference", needs=("torch", "tokenizers")),
     Ability(what="serve torchscript", needs=("torch",)),
     Ability(what="serve tensorrt", needs=("tensorrt", "torch"), gpu=True),
-    Ability(what="serve llmapi", needs=("tensorrt_llm",), gpu=True),
+    Ability(what="serve llmapi", needs=("tensorrt_llm",), gpu=True, artifact="llmapi"),
     Ability(what="vllm serve of a vllm artifact", needs=("vllm",), gpu=True),
     Ability(what="doctor"),
 )
@@ -100,6 +105,8 @@ class Machine:
     """Versions; None for what is not installed."""
     providers: tuple[str, ...]
     gpus: int
+    sms: tuple[int, ...] = ()
+    """Of the GPUs, 90 of a Hopper; empty where no driver can be asked."""
     disk_free: int
     """Bytes, where the command was given."""
 
@@ -118,6 +125,7 @@ def look(place: Path) -> Machine:
         packages={name: _version(name, package) for name, package in PACKAGES.items()},
         providers=tuple(_providers()),
         gpus=len(visible_gpus()),
+        sms=compute_capabilities(),
         disk_free=shutil.disk_usage(place).free,
     )
 
@@ -133,10 +141,11 @@ def as_json(machine: Machine) -> dict[str, Any]:
 def lines(machine: Machine) -> Iterator[tuple[str, str]]:
     """The same for people."""
     yield "python", machine.python
-    for name, version in machine.packages.items():
-        yield name, version or "-"
+    for name, found in machine.packages.items():
+        yield name, found or "-"
     yield "providers", ", ".join(machine.providers) or "-"
-    yield "GPUs", str(machine.gpus or "-")
+    sms = f" (SM {', '.join(map(str, machine.sms))})" if machine.sms else ""
+    yield "GPUs", f"{machine.gpus or '-'}{sms}"
     yield "disk free", f"{machine.disk_free / 2**30:.1f} GiB"
     yield "", ""
     for verdict in judge(machine):
@@ -144,15 +153,24 @@ def lines(machine: Machine) -> Iterator[tuple[str, str]]:
         yield verdict.what, "ok" if verdict.ok else needs
 
 
+def engines(machine: Machine) -> Mapping[str, Version | None]:
+    """Those of the packages that load artifacts; None for one that is not installed."""
+    return {name: version(found) if found else None for name, found in machine.packages.items() if name in NAMES}
+
+
 def _verdict(ability: Ability, machine: Machine) -> Verdict:
     lacking = [name for name in ability.needs if machine.packages[name] is None]
     no_gpu = ability.gpu and not machine.gpus
+    needed = {name: version for name, version in engines(machine).items() if name in ability.needs}
+    loads = plugins.load(TARGETS, ability.artifact).LOADS if ability.artifact else ()
+    other = misfit(ability.artifact, loads, {}, needed, machine.sms)
     return Verdict(
         what=ability.what,
-        ok=not lacking and not no_gpu,
-        missing=(*lacking, *(["a GPU"] if no_gpu else [])),
+        ok=not lacking and not no_gpu and other is None,
+        missing=(*lacking, *(["another release"] if other else []), *(["a GPU"] if no_gpu else [])),
         way_out=(
             *dict.fromkeys(PACKAGES[name].added_by for name in lacking),
+            *([f"{other}; run it in a container {newest_triton(ability.artifact, loads)}"] if other else []),
             *(["use a machine with an NVIDIA GPU"] if no_gpu else []),
         ),
     )

@@ -20,7 +20,12 @@ from nemoport.exporters.convert import TARGETS
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 EVERYTHING = doctor.Machine(
-    python="3.11.7", packages=dict.fromkeys(doctor.PACKAGES, "1.0"), providers=(), gpus=1, disk_free=0
+    python="3.11.7",
+    packages=dict.fromkeys(doctor.PACKAGES, "1.2") | {"onnxruntime": "1.31.1"},
+    providers=(),
+    gpus=1,
+    sms=(90,),
+    disk_free=0,
 )
 
 
@@ -68,10 +73,20 @@ def test_it_says_what_is_here_and_imports_none_of_it(monkeypatch: pytest.MonkeyP
     assert {row["what"] for row in found["abilities"]} == {each.what for each in doctor.ABILITIES}
     program = (
         "import sys; from nemoport.cli import main; main(['doctor'], standalone_mode=False); "
-        f"print(sorted(set({[*doctor.PACKAGES, 'numpy']!r}) & set(sys.modules)), file=sys.stderr)"
+        f"print(sorted(set({[*doctor.PACKAGES]!r}) & set(sys.modules)), file=sys.stderr)"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
     )
     assert ended.stderr.strip() == "[]"
     assert "convert --to hf" in ended.stdout
+
+
+def test_a_release_that_is_too_new_or_too_old_is_no_release_at_all() -> None:
+    other = {"onnxruntime": "1.22.0", "tensorrt_llm": "1.3.0"}
+    machine = replace(EVERYTHING, packages={**EVERYTHING.packages, **other})
+    found = {verdict.what: verdict for verdict in doctor.judge(machine) if not verdict.ok}
+    assert found.keys() == {"serve onnx", "serve text from onnx", "compile --to trtllm"}
+    assert "this machine has TensorRT-LLM 1.3.0" in found["compile --to trtllm"].way_out[0]
+    assert "tritonserver:26.07-trtllm-python-py3" in found["compile --to trtllm"].way_out[0]
+    assert found["serve onnx"].missing == ("another release",)

@@ -31,6 +31,7 @@ from nemoport import artifact, pipeline
 from nemoport.artifact import Signature, Tensor
 from nemoport.check import Request as Looked
 from nemoport.check import check
+from nemoport.compatibility import triton
 from nemoport.errors import PolicyError, UsageError
 from nemoport.exporters import convert
 from nemoport.repository import config, versions
@@ -172,8 +173,8 @@ def test_it_was_validated_as_a_whole(built: Path) -> None:
 
 
 def test_the_linter_has_no_finding(built: Path) -> None:
-    for release in (None, (24, 10)):
-        assert check(Looked(directory=built.parent / "repository", release=release)).findings == ()
+    for runtime in (None, triton("25.09")):
+        assert check(Looked(directory=built.parent / "repository", runtime=runtime)).findings == ()
 
 
 def test_tokens_are_those_of_transformers(built: Path, judge: Any) -> None:

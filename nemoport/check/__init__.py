@@ -21,6 +21,7 @@ from nemoport.check import artifacts, look, rules
 from nemoport.check.finding import Finding, Problem
 from nemoport.check.rules.row import Rule
 from nemoport.check.subject import ANY, Model, Subject, Target, Trouble
+from nemoport.compatibility import Runtime
 from nemoport.errors import UsageError
 
 
@@ -29,7 +30,8 @@ class Request:
     directory: Path
     model: str | None = None
     target: Target = ANY
-    release: tuple[int, int] | None = None
+    runtime: Runtime | None = None
+    """What is meant to load it; None is any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ def check(request: Request) -> Report:
     if not root.is_dir():
         raise UsageError(f"{root} is no directory; give a model repository, a model's directory or an artifact's")
     if not (root / look.CONFIG).is_file() and artifacts.is_one(root):
-        return Report(root=root, looked_at=(root.name,), findings=tuple(artifacts.findings(root)))
+        return Report(root=root, looked_at=(root.name,), findings=tuple(artifacts.findings(root, request.runtime)))
     if (root / look.CONFIG).is_file():
         root, wanted = root.resolve().parent, root.resolve().name
         return _repository(root, wanted, request)
@@ -74,6 +76,8 @@ def check(request: Request) -> Report:
 
 
 def _repository(root: Path, wanted: str | None, request: Request) -> Report:
+    if request.runtime and not request.runtime.release:
+        raise UsageError(f"{root} is a repository, which Triton serves, and {request.runtime} is no release of it")
     top = look.listing(root, "")
     if wanted is not None and wanted not in top.directories:
         raise UsageError(f"{root} has no model {wanted!r}; it has {', '.join(top.directories[:8]) or 'none'}")
@@ -91,7 +95,7 @@ def _repository(root: Path, wanted: str | None, request: Request) -> Report:
                         model=variant,
                         models=models,
                         target=request.target,
-                        release=request.release,
+                        runtime=request.runtime,
                         broken=frozenset(broken),
                     )
                 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nemoport import artifact
@@ -13,6 +13,7 @@ from nemoport.check.finding import Finding, Problem
 from nemoport.check.rules.files import TOKENIZERS
 from nemoport.check.rules.row import Rule
 from nemoport.check.subject import Trouble
+from nemoport.compatibility import Runtime, contradiction, judge
 from nemoport.errors import NemoportError
 from nemoport.exporters import contract
 from nemoport.exporters.serving import huggingface
@@ -26,6 +27,8 @@ class Held:
     made: Artifact | None
     reason: str = ""
     """Why the manifest cannot be read."""
+    runtime: Runtime | None = None
+    """What is meant to load it; None is any."""
 
 
 def manifest(held: Held) -> Iterator[Problem]:
@@ -61,6 +64,20 @@ def quantized(held: Held) -> Iterator[Problem]:
             yield Problem("config.json", each.found, each.needed, each.fix)
 
 
+def stamp(held: Held) -> Iterator[Problem]:
+    if held.made is not None and (reason := contradiction(held.made.loads, held.made.built_with)):
+        yield Problem(artifact.MANIFEST, reason, "a stamp that agrees with itself", "compile it again")
+
+
+def not_loaded(held: Held) -> Iterator[Problem]:
+    if held.made is None or held.runtime is None:
+        return
+    verdict = judge(held.made.kind, held.made.loads, held.runtime)
+    if verdict.refused:
+        fix = verdict.first or "convert it for that runtime, or name another"
+        yield Problem(artifact.MANIFEST, f"it {verdict}", "; ".join(held.made.loads), fix)
+
+
 def _names(made: Artifact) -> set[str]:
     return {file.path.rpartition("/")[2] for file in made.files}
 
@@ -70,11 +87,13 @@ RULES = (
     Rule("NP902", "error", "Every file that the manifest lists is there, with its digest.", digests),
     Rule("NP903", "warning", "A Hugging Face directory has its tokenizer.", tokenizer),
     Rule("NP904", "error", "A quantized Hugging Face directory is what its loaders expect.", quantized),
+    Rule("NP905", "error", "What a manifest says of who loads it agrees with what built it.", stamp),
+    Rule("NP906", "error", "An artifact is one that the runtime that is meant loads.", not_loaded),
 )
 
 
-def findings(directory: Path) -> Iterator[Finding]:
-    held = _held(directory)
+def findings(directory: Path, runtime: Runtime | None = None) -> Iterator[Finding]:
+    held = replace(_held(directory), runtime=runtime)
     for rule in RULES:
         for problem in rule.look(held):
             yield Finding(

@@ -7,12 +7,12 @@ bytes: the weights inside it are stepped over, and nothing else of it is kept. F
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
-from onnx import StringStringEntryProto, ValueInfoProto
+from onnx import OperatorSetIdProto, StringStringEntryProto, ValueInfoProto
 
 MAX_FIELDS = 2_000_000
 """Nodes, initializers and their parts in one file; a decoder of 100 layers has some 10 000."""
@@ -33,7 +33,7 @@ _DATA_TYPES = {  # TensorProto.DataType -> what Triton calls it
     13: "TYPE_UINT64",
     16: "TYPE_BF16",
 }
-_MODEL_GRAPH = 7
+_MODEL_GRAPH, _OPSET = 7, 8
 _INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12
 _TENSOR_NAME, _EXTERNAL_DATA = 8, 13
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -68,6 +68,8 @@ class Graph:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     external: tuple[External, ...] = ()
+    opset: int | None = None
+    """Of ai.onnx; None where it is not said."""
 
 
 class Unreadable(Exception):
@@ -89,7 +91,8 @@ def read(path: Path, name: str) -> Graph:
 
 def _graph(content: mmap.mmap, name: str) -> Graph:
     budget = [MAX_FIELDS]
-    spans = [span for number, span in _fields(content, 0, len(content), budget) if number == _MODEL_GRAPH]
+    parts = list(_fields(content, 0, len(content), budget))
+    spans = [span for number, span in parts if number == _MODEL_GRAPH]
     if len(spans) != 1:
         raise Unreadable("not an ONNX graph (the model holds none)")
     inputs, outputs, initialized = [], [], set()
@@ -109,7 +112,13 @@ def _graph(content: mmap.mmap, name: str) -> Graph:
         tuple(tensor for tensor in inputs if tensor.name not in initialized),
         tuple(outputs),
         tuple(External(location, end) for location, end in sorted(external.items())),
+        opset=_opset(content[start:end] for number, (start, end) in parts if number == _OPSET),
     )
+
+
+def _opset(messages: Iterable[bytes]) -> int | None:
+    said = map(OperatorSetIdProto.FromString, messages)
+    return max((each.version for each in said if each.domain in ("", "ai.onnx")), default=None)
 
 
 def _tensor(message: bytes) -> Tensor:

@@ -132,6 +132,7 @@ def _version(root: Path, owner: Model, bare: Version) -> Version:
         files=inside.files,
         folders=folders,
         graphs=graphs,
+        made=made if isinstance(made, Artifact) else None,
         bad_graph=bad,
         external=_named(root / bare.path, needed),
         ranks=spans,

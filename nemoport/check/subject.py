@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from nemoport.artifact import Artifact
 from nemoport.check.graph import Graph, Tensor
 from nemoport.check.text import Text
+from nemoport.compatibility import Runtime
 from nemoport.errors import NemoportError
 from nemoport.runner.datatypes import BY_CONFIG
 from nemoport.runner.directory import NoVersion, versions_to_serve
@@ -44,6 +46,8 @@ class Version:
     bad_graph: Trouble | None = None
     external: Mapping[str, File] = field(default_factory=dict)
     """The files with weights that the graph names, those that are there, by the name that it uses."""
+    made: Artifact | None = None
+    """What the manifest of a published version says."""
     ranks: int | None = None
     """Devices that one instance of the model spans: TP x PP."""
     ranks_from: str = ""
@@ -155,10 +159,15 @@ class Subject:
     models: Mapping[str, Model]
     """The whole repository."""
     target: Target
-    release: tuple[int, int] | None
-    """(24, 10); None is any."""
+    runtime: Runtime | None
+    """A release of Triton, or one of its containers; None is any."""
     broken: frozenset[str] = frozenset()
     """Models with an error, of those that this one needs."""
+
+    @property
+    def release(self) -> str | None:
+        """Of Triton: 24.10."""
+        return self.runtime.release if self.runtime else None
 
 
 def _port(tensor: Any, batches: bool, optional: bool) -> Port:

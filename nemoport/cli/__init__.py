@@ -14,9 +14,20 @@ from nemoport.cli.check import check
 from nemoport.cli.compile import compile_
 from nemoport.cli.convert import convert
 from nemoport.cli.layout import layout
-from nemoport.cli.options import PATH, Size, Verbs, adapter_option, config, config_option, json_option, numbers
+from nemoport.cli.options import (
+    PATH,
+    Size,
+    Verbs,
+    adapter_option,
+    config,
+    config_option,
+    json_option,
+    numbers,
+    release_option,
+)
 from nemoport.cli.repo import repo
 from nemoport.cli.serve import serve
+from nemoport.compatibility import Runtime
 from nemoport.errors import PolicyError
 
 
@@ -96,7 +107,7 @@ def validate(
 @click.option("--model-repository", "--model-store", type=PATH, required=True, metavar="REPO")
 @click.option("--name", required=True, help="The model's name in the repository.")
 @click.option("--max-batch-size", "--max_batch_size", type=int, help="Of the model's first version. Default: 8.")
-@click.option("--triton-release", metavar="YY.MM", help="The release that shall load it, for the first version.")
+@release_option
 @click.option("--promote", "promote_it", is_flag=True, help="Make it live at once, if its validation was green.")
 @json_option
 def publish_(
@@ -104,7 +115,7 @@ def publish_(
     model_repository: Path,
     name: str,
     max_batch_size: int | None,
-    triton_release: str | None,
+    runtime: Runtime | None,
     promote_it: bool,
     as_json: bool,
 ) -> None:
@@ -117,9 +128,7 @@ def publish_(
     from nemoport.repository.stages import publish_all
 
     rows = []
-    for each in publish_all(
-        artifact, model_repository, name, max_batch_size=max_batch_size, triton_release=triton_release
-    ):
+    for each in publish_all(artifact, model_repository, name, max_batch_size=max_batch_size, runtime=runtime):
         path = each.path
         if not as_json:
             show.line(f"{'found' if each.already else 'staged'} {each.model} version {each.version}: {path}")

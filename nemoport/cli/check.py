@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from nemoport.cli.options import PATH, json_option
+from nemoport.cli.options import PATH, json_option, release_option
+from nemoport.compatibility import Runtime
 
 
 class TargetOption(click.ParamType[int | None]):
@@ -26,23 +27,11 @@ class TargetOption(click.ParamType[int | None]):
         return 0 if value == "cpu" else None
 
 
-class Release(click.ParamType[tuple[int, int]]):
-    """A Triton release as its containers are called: 24.10."""
-
-    name = "release"
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[int, int]:
-        year, _, month = str(value).partition(".")
-        if not (year.isdigit() and month.isdigit() and len(year) == len(month) == 2):
-            self.fail(f"{value!r} is no release; write YY.MM, such as 24.10", param, context)
-        return int(year), int(month)
-
-
 @click.command()
 @click.argument("directory", type=PATH, metavar="DIR|REPO")
 @click.option("--model", metavar="NAME", help="Only this model of the repository.")
 @click.option("--target", "gpus", type=TargetOption(), default="any", help="any, cpu or gpu:N: judge the hardware too.")
-@click.option("--triton-release", type=Release(), metavar="YY.MM", help="Refuse fields that this release lacks.")
+@release_option
 @click.option("--format", "form", type=click.Choice(["text", "json", "sarif"]), default="text", show_default=True)
 @click.option("--fix", is_flag=True, help="Repair what is mechanical, and show what was done.")
 @json_option
@@ -50,7 +39,7 @@ def check(
     directory: Path,
     model: str | None,
     gpus: int | None,
-    triton_release: tuple[int, int] | None,
+    runtime: Runtime | None,
     form: str,
     fix: bool,
     as_json: bool,
@@ -62,7 +51,7 @@ def check(
     from nemoport.check.sarif import sarif
     from nemoport.check.subject import Target
 
-    request = Request(directory=directory, model=model, target=Target(gpus), release=triton_release)
+    request = Request(directory=directory, model=model, target=Target(gpus), runtime=runtime)
     report, done = repair(request) if fix else (check(request), ())
     if form == "sarif":
         show.json(sarif(report))

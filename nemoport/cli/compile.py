@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nemoport.cli.options import PATH, json_option
+from nemoport.cli.options import PATH, json_option, runtime_option
+from nemoport.compatibility import Runtime
 
 if TYPE_CHECKING:
     from nemoport.compilers.build import Option
@@ -41,11 +42,19 @@ def _option(row: Option, takers: tuple[str, ...]) -> click.Option:
 @click.argument("artifact", type=PATH)
 @click.option("--to", required=True, metavar="BUILDER", help="What to build; an option names in brackets who takes it.")
 @click.option("-o", "--output", "destination", type=PATH, required=True, metavar="DIR", help="Where to write.")
+@runtime_option
 @click.option("--job", "only_job", is_flag=True, help="Only write the build job, DIR.job.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print the commands, write nothing.")
 @json_option
 def compile_(
-    artifact: Path, to: str, destination: Path, only_job: bool, dry_run: bool, as_json: bool, **given: Any
+    artifact: Path,
+    to: str,
+    destination: Path,
+    runtime: Runtime | None,
+    only_job: bool,
+    dry_run: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Build engines from an artifact, or write the job that does where this machine cannot.
 
@@ -58,7 +67,7 @@ def compile_(
     from nemoport.compilers import compile as compiling
 
     said = {name: value for name, value in given.items() if value not in (None, ())}
-    planned = compiling.plan(artifact, to, destination, said)
+    planned = compiling.plan(artifact, to, destination, said, runtime)
     finished = None
     if not as_json:
         for command in planned.build.commands:

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from nemoport.cli.options import PATH, Size, adapter_option, config, config_option, json_option
+from nemoport.cli.options import PATH, Size, adapter_option, config, config_option, json_option, runtime_option
+from nemoport.compatibility import Runtime
 from nemoport.errors import UsageError
 
 
@@ -61,6 +62,7 @@ from nemoport.errors import UsageError
 @click.option("--requantize", is_flag=True, help="Undo a quantization that the source has, to quantize it anew.")
 @click.option("--vocab", type=click.Choice(["true", "padded"]), default="true", show_default=True, help="Rows to keep.")
 @click.option("--max-memory", type=Size(), default="512MiB", show_default=True, help="Cap on memory in use.")
+@runtime_option
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, write nothing.")
 @json_option
 def convert(
@@ -89,6 +91,7 @@ def convert(
     exclude: tuple[str, ...],
     requantize: bool,
     max_memory: int,
+    runtime: Runtime | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -96,20 +99,23 @@ def convert(
     # numpy's BLAS reads it once: workers are a thread for each core already, and more get in each other's way.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from nemoport import show
-    from nemoport.exporters import convert, stream
+    from nemoport.exporters import convert, loadable, stream
     from nemoport.spec import Plan, Recipe
 
     recipe, calibration = None, None
     if quantize:
         recipe = Recipe(method=quantize, kv_cache=kv_cache, exclude=exclude, group=group, requantize=requantize)
-        limits = {"samples": calib_samples, "length": calib_length, "batch": calib_batch}
-        calibration = _calibration(path, config_file, calib, calib_stats, limits)
     elif kv_cache or calib or calib_stats or exclude or group or requantize:
         raise UsageError(
             "--kv-cache, --calib, --exclude, --group and --requantize go with --quantize METHOD; say which method"
         )
     said = {"vocab": vocab, "weights": weights, "dialect": dialect, "profile": profile}
     plan = Plan(tp=tp, pp=pp, ep=ep, dtype=dtype, recipe=recipe, **said)
+    if runtime:
+        loadable.foresee(to, plan, bool(calib or calib_stats), runtime)
+    if recipe:
+        limits = {"samples": calib_samples, "length": calib_length, "batch": calib_batch}
+        calibration = _calibration(path, config_file, calib, calib_stats, limits)
     job = convert.plan(
         path,
         to,
@@ -121,14 +127,15 @@ def convert(
         calibration=calibration,
         max_memory=max_memory,
     )
+    verdict = loadable.check(job, runtime) if runtime else None
     if not as_json:
-        show.rows(convert.summary(job))
+        show.rows((*convert.summary(job), *([convert.Row("runtime", str(verdict))] if verdict else [])))
     artifact = None
     if not dry_run:
         with show.progress("converting", job.bytes) as advance:
             artifact = stream.run(job, advance)
     if as_json:
-        show.json(convert.as_json(job, artifact))
+        show.json(convert.as_json(job, artifact) | {"runtime": verdict and verdict.as_json()})
     elif artifact:
         for each in convert.breaches(job):
             show.line(f"loaders expect otherwise: {each}")

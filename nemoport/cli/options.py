@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
+from nemoport.compatibility import Runtime, runtime
 from nemoport.errors import NemoportError, UsageError
 
 
@@ -44,7 +45,36 @@ class Size(click.ParamType[int]):
             self.fail(f"{value!r} is no size; write 512MiB or 2GB", param, context)
 
 
+class RuntimeOption(click.ParamType[Runtime]):
+    """NAME[:RELEASE][@GPU], where a release alone is Triton's."""
+
+    name = "runtime"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Runtime:
+        try:
+            found = runtime(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, context)
+        if found.note:
+            click.echo(f"Warning: {found.note}", err=True)
+        return found
+
+
 PATH = click.Path(path_type=Path)
+runtime_option = click.option(
+    "--runtime",
+    type=RuntimeOption(),
+    metavar="NAME[:RELEASE]",
+    help="What shall load it, such as tritonserver:26.07-trtllm or nim:1.15; refused where that cannot.",
+)
+release_option = click.option(
+    "--triton-release",
+    "--runtime",
+    "runtime",
+    type=RuntimeOption(),
+    metavar="YY.MM",
+    help="The release of Triton that shall load it; a runtime, such as tritonserver:26.07-trtllm, names one too.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; logs go to stderr.")
 config_option = click.option(
     "--config",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nemoport.cli.options import PATH, json_option, keys_option, numbers
+from nemoport.cli.options import PATH, json_option, keys_option, numbers, release_option
+from nemoport.compatibility import Runtime
 
 if TYPE_CHECKING:
     from nemoport.repository.change import Done
@@ -170,20 +171,20 @@ def history(repository: Path, name: str, as_json: bool) -> None:
 @repo.command()
 @repository_argument
 @click.argument("name")
-@click.option("--triton-release", metavar="YY.MM", help="The release that shall load it; kept in the values.")
+@release_option
 @click.option("--force", is_flag=True, help="Lose what was edited in config.pbtxt by hand.")
 @click.option("--keep", is_flag=True, help="Generate nothing: put the edited config.pbtxt on record as it is.")
 @json_option
-def config(repository: Path, name: str, triton_release: str | None, force: bool, keep: bool, as_json: bool) -> None:
+def config(repository: Path, name: str, runtime: Runtime | None, force: bool, keep: bool, as_json: bool) -> None:
     """Generate a model's config.pbtxt anew, from its manifest and config.values.yaml."""
     from nemoport.repository import regenerate
 
-    if keep and (force or triton_release):
+    if keep and (force or runtime):
         raise click.UsageError("--keep generates nothing; leave --force and --triton-release out")
     done = (
         regenerate.keep(repository, name)
         if keep
-        else regenerate.regenerate(repository, name, triton_release=triton_release, force=force)
+        else regenerate.regenerate(repository, name, runtime=runtime, force=force)
     )
     _say(done, "wrote the config of" if not keep else "put on record the config of", as_json)
 

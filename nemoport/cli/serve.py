@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,22 @@ def serve(repositories: tuple[Path, ...], model_repository: tuple[Path, ...], **
     from nemoport.runner.serve import serve as run
 
     require_verified, keys = options.pop("require_verified"), options.pop("key")
-    if require_verified or keys:
-        from functools import partial
-
-        from nemoport.repository import signing
-        from nemoport.repository.verify import admit
-
-        options["admit"] = partial(admit, keys=[signing.public_key(key) for key in keys])
+    options["admit"] = _admission(require_verified, keys)
     lacking = {name: options.pop(name.removeprefix("--").replace("-", "_")) for name in LACKING}
     given = tuple(name for name, value in lacking.items() if value)
     run(ServeOptions(model_repository=(*repositories, *model_repository), not_done=given, **options))
+
+
+def _admission(require_verified: bool, keys: tuple[Path, ...]) -> Callable[[Path], None]:
+    """What every model's directory must pass before it is loaded."""
+    from nemoport import doctor
+    from nemoport.repository import signing, stamps, verify
+
+    machine, public = doctor.look(Path.cwd()), [signing.public_key(key) for key in keys]
+
+    def admit(model: Path) -> None:
+        stamps.admit(model, doctor.engines(machine), machine.sms)
+        if require_verified or keys:
+            verify.admit(model, public)
+
+    return admit

@@ -19,7 +19,8 @@ from typing import Any
 
 from nemoport import artifact, plugins
 from nemoport.artifact import MANIFEST, ORIGIN, Artifact
-from nemoport.compilers import job
+from nemoport.compatibility import Runtime
+from nemoport.compilers import job, meant
 from nemoport.compilers.build import PRODUCT, Build, Option
 from nemoport.errors import UnsupportedInput, UsageError
 
@@ -37,6 +38,8 @@ class Plan:
     build: Build
     request: Mapping[str, Any]
     """Which build of what this is: two plans with the same one leave the same artifact."""
+    runtime: Runtime | None = None
+    """What shall load it."""
 
     @property
     def job(self) -> Path:
@@ -55,8 +58,9 @@ def options() -> Mapping[Option, tuple[str, ...]]:
     return takers
 
 
-def plan(source: Path, to: str, destination: Path, given: Mapping[str, Any]) -> Plan:
-    """Everything that will be done, checked; nothing has been written. `given` has the options that were."""
+def plan(source: Path, to: str, destination: Path, given: Mapping[str, Any], runtime: Runtime | None = None) -> Plan:
+    """Everything that will be done, checked; nothing has been written. `given` has the options that were. What is built
+    for a runtime is built by the releases that are in it."""
     builder = plugins.load(BUILDERS, to)
     known = {option.name for option in builder.OPTIONS}
     if unknown := sorted(given.keys() - known):
@@ -70,10 +74,13 @@ def plan(source: Path, to: str, destination: Path, given: Mapping[str, Any]) -> 
         )
     if source.resolve() in (destination.resolve(), *destination.resolve().parents):
         raise UsageError(f"{destination} lies inside the artifact; choose a directory outside of it with -o")
+    place = meant.place(made, source, to, runtime) if runtime else None
     build: Build = builder.plan(source, made, given)
+    if place and runtime:
+        build = meant.narrowed(build, place, runtime, chosen="container" in given)
     # As JSON has it, to be compared with what is read back.
     request = json.loads(json.dumps({"artifact": artifact.identity(source), "to": to, "asked": build.asked}))
-    planned = Plan(source=source, made=made, destination=destination, build=build, request=request)
+    planned = Plan(source=source, made=made, destination=destination, build=build, request=request, runtime=runtime)
     _check_place(planned)
     return planned
 
@@ -132,6 +139,8 @@ def _finish(planned: Plan) -> None:
         stages=build.stages,
         built_with=built_with,
     )
+    if planned.runtime:
+        meant.check(finished, product, planned.runtime)
     artifact.write_manifest(product, finished)
     os.rename(product, planned.destination)
     artifact.sync_directory(planned.destination.parent)

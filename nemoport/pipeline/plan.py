@@ -14,8 +14,9 @@ from typing import Any
 from blake3 import blake3
 
 from nemoport import artifact
+from nemoport.compatibility import Runtime, triton
 from nemoport.errors import MachineError, UsageError
-from nemoport.exporters import convert, stream
+from nemoport.exporters import convert, loadable, stream
 from nemoport.exporters.formats.structured import mapping
 from nemoport.exporters.job import Job, fingerprint
 from nemoport.pipeline.recipe import Pipeline, Wanted
@@ -99,6 +100,10 @@ def need(pipeline: Pipeline, planned: tuple[Planned, ...]) -> Need:
 
 
 def _planned(pipeline: Pipeline, wanted: Wanted, max_memory: int) -> Planned:
+    served = wanted.publish if wanted.publish is not None else wanted.to in KINDS
+    meant = runtime(wanted.triton_release) if served else None
+    if meant:
+        loadable.foresee(wanted.to, wanted.plan, _calibrated(wanted), meant)
     job = convert.plan(
         wanted.source,
         wanted.to,
@@ -109,9 +114,16 @@ def _planned(pipeline: Pipeline, wanted: Wanted, max_memory: int) -> Planned:
         calibration=_calibration(wanted),
         max_memory=max_memory,
     )
+    if meant:
+        loadable.check(job, meant)
     key = fingerprint(job)
     job = replace(job, destination=pipeline.cache / f"{wanted.name}-{key[:16]}")
     return Planned(wanted=wanted, job=job, converted=(job.destination / artifact.MANIFEST).is_file())
+
+
+def runtime(release: str | None) -> Runtime | None:
+    """All containers of the release that a file names."""
+    return triton(release) if release else None
 
 
 def _check_stages(pipeline: Pipeline, planned: Planned) -> None:
@@ -121,6 +133,10 @@ def _check_stages(pipeline: Pipeline, planned: Planned) -> None:
     for joined in pipeline.ensembles:
         if planned.staged and name in joined.steps:
             raise UsageError(f"{name} is itself an ensemble of stages; use pp 1 to make it a step of {joined.name}")
+
+
+def _calibrated(wanted: Wanted) -> bool:
+    return bool(wanted.calibrated.tokens or wanted.calibrated.statistics)
 
 
 def _calibration(wanted: Wanted) -> Any:

@@ -15,7 +15,7 @@ from blake3 import blake3
 from nemoport import __version__, artifact, check, validation
 from nemoport.errors import CheckFailed, NemoportError
 from nemoport.exporters import stream
-from nemoport.pipeline.plan import Planned
+from nemoport.pipeline.plan import Planned, runtime
 from nemoport.pipeline.recipe import Joined, Pipeline, Wanted
 from nemoport.repository import ensemble, gate, labels, remote, transfer, versions
 from nemoport.repository.promote import promote
@@ -183,7 +183,9 @@ def _composition(pipeline: Pipeline, joined: Joined, artifacts: Mapping[str, Pat
 
 
 def _published(repository: Path, wanted: Wanted | Joined, made: Path, max_batch_size: int | None) -> tuple[Status, str]:
-    found = publish(made, repository, wanted.name, max_batch_size=max_batch_size, triton_release=wanted.triton_release)
+    found = publish(
+        made, repository, wanted.name, max_batch_size=max_batch_size, runtime=runtime(wanted.triton_release)
+    )
     return ("found done" if found.already else "did"), f"version {found.version}"
 
 
@@ -203,8 +205,8 @@ def _stages_promoted(repository: Path, wanted: Wanted, made: Path) -> tuple[Stat
 
 def _all_published(repository: Path, wanted: Wanted, made: Path) -> tuple[Published, ...]:
     """Publishing the same bytes again says where they are."""
-    batch, release = wanted.max_batch_size, wanted.triton_release
-    return publish_all(made, repository, wanted.name, max_batch_size=batch, triton_release=release)
+    batch, meant = wanted.max_batch_size, runtime(wanted.triton_release)
+    return publish_all(made, repository, wanted.name, max_batch_size=batch, runtime=meant)
 
 
 def _validated_there(repository: Path, name: str, made: Path) -> tuple[Status, str]:

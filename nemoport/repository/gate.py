@@ -1,5 +1,5 @@
-"""What stands between a version and the requests of clients: a green verdict on exactly its bytes, and a config
-that can serve it."""
+"""What stands between a version and the requests of clients: a green verdict on exactly its bytes, a release of Triton
+that loads it, and a config that can serve it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from nemoport import artifact
 from nemoport.errors import DamagedInput, PolicyError
-from nemoport.repository import config
+from nemoport.repository import config, stamps
 from nemoport.repository.publish import verify
 from nemoport.repository.versions import State, evidence_of
 
@@ -36,6 +36,8 @@ def check(repository: Path, known: State, number: int, *, force: bool) -> dict[s
         raise PolicyError(
             f"{subject}: its files are not the ones that were published: {what}; publish again"
         ) from error
+    if declared := stamps.declared(known.model):
+        stamps.check(made, declared, f"{subject} to what is declared for Triton {declared.release}")
     for each in sorted({*known.live, number}):
         if reason := _mismatch(repository, known, each):
             path = known.model / config.FILE

@@ -7,9 +7,11 @@ from pathlib import Path, PurePosixPath
 
 from nemoport import artifact
 from nemoport.artifact import Artifact
+from nemoport.compatibility import Runtime
 from nemoport.errors import DamagedInput, PolicyError, UsageError
-from nemoport.repository import config, history, journal, provenance, values
+from nemoport.repository import config, history, journal, provenance, stamps, values
 from nemoport.repository.journal import Move
+from nemoport.repository.kinds import kind_of
 from nemoport.repository.storage import changing, copy, need_room, settle_on_disk
 from nemoport.repository.versions import (
     STAGED,
@@ -43,13 +45,17 @@ def publish(
     name: str,
     *,
     max_batch_size: int | None = None,
-    triton_release: str | None = None,
+    runtime: Runtime | None = None,
 ) -> Published:
     """Stage an artifact as the next version. The same bytes twice are the same version, so a command that was killed
-    can be repeated. `max_batch_size` and `triton_release` are for the first version, whose config is the model's."""
+    can be repeated. `max_batch_size` and `runtime`, a release of Triton, are for the first version, whose config is the
+    model's."""
     check_name(name)
     made = artifact.read_manifest(directory)
-    said = _values(max_batch_size, triton_release)
+    subject = f"{directory} cannot be published as {name}"
+    kind_of(made)  # before its releases: one that Triton does not take at all
+    first = stamps.for_first(made, runtime, subject)
+    said = _values(max_batch_size, first.release)
     wanted = values.generated(said, made, name, (1,))
     check_paths(directory, made)
     artifact.verify(directory, made)
@@ -60,6 +66,7 @@ def publish(
             return _published(repository, known, version, already=True)
         if known:
             _check_config(known, wanted, max_batch_size)
+            _check_release(known, made, runtime, subject)
         need_room(repository, sum(file.size for file in made.files))
         version = next_version(repository, name)
         staged, evidence = f"{STAGED}{version}", evidence_of(repository, name) / str(version)
@@ -89,9 +96,9 @@ def publish(
         return _published(repository, state(repository, name), version, already=False)
 
 
-def _values(max_batch_size: int | None, triton_release: str | None) -> values.Values:
+def _values(max_batch_size: int | None, triton_release: str) -> values.Values:
     text = "" if max_batch_size is None else f"max_batch_size: {max_batch_size}\n"
-    return values.read(text if triton_release is None else values.with_release(text, triton_release), "the command")
+    return values.read(values.with_release(text, triton_release), "the command")
 
 
 def verify(files: Path, evidence: Path, made: Artifact) -> None:
@@ -150,6 +157,18 @@ def _check_config(known: State, wanted: config.Config, max_batch_size: int | Non
             f"{known.name} has max_batch_size {known.config.max_batch_size}, for all its versions; "
             f"edit {path} to make it {max_batch_size}"
         )
+
+
+def _check_release(known: State, made: Artifact, runtime: Runtime | None, subject: str) -> None:
+    declared = stamps.declared(known.model)
+    if declared is None:
+        return
+    if runtime and runtime.release != declared.release:
+        raise UsageError(
+            f"{known.name} is declared for Triton {declared.release}, for all its versions; run nemoport repo config "
+            f"with --triton-release {runtime.release} first"
+        )
+    stamps.check(made, runtime or declared, subject)
 
 
 def check_paths(directory: Path, made: Artifact) -> None:

@@ -7,14 +7,15 @@ from pathlib import Path
 from blake3 import blake3
 
 from nemoport import artifact
+from nemoport.compatibility import Runtime
 from nemoport.errors import PolicyError, UsageError
-from nemoport.repository import config, history, values
+from nemoport.repository import config, history, stamps, values
 from nemoport.repository.change import Done, Wanted, make, unchanged
 from nemoport.repository.storage import changing
 from nemoport.repository.versions import evidence_of, state
 
 
-def regenerate(repository: Path, name: str, *, triton_release: str | None = None, force: bool = False) -> Done:
+def regenerate(repository: Path, name: str, *, runtime: Runtime | None = None, force: bool = False) -> Done:
     """Write config.pbtxt anew, with the same live versions, and the configs of labels after it. What was edited in it
     by hand would be lost: that is refused without `force`."""
     state(repository, name)
@@ -24,12 +25,14 @@ def regenerate(repository: Path, name: str, *, triton_release: str | None = None
         shown = known.served if known.served is not None else known.every[-1]
         made = artifact.read_manifest(evidence_of(repository, name) / str(shown))
         text = place.read_text() if place.is_file() else ""
-        if triton_release is not None:
-            text = values.with_release(text, triton_release)
+        if runtime is not None:
+            text = values.with_release(text, stamps.release_of(runtime))
         said = values.read(text, str(place))
         wanted = values.generated(said, made, name, known.config.versions)
         for number in known.live:
             other = artifact.read_manifest(evidence_of(repository, name) / str(number))
+            if runtime is not None:
+                stamps.check(other, runtime, f"version {number} of {name} is live")
             needs = config.from_artifact(other, name, number, said.max_batch_size)
             if reason := config.mismatch(wanted, needs):
                 raise PolicyError(f"the config of {name} would not serve version {number}: {reason}; edit {place}")

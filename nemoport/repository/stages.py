@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 from nemoport import artifact
 from nemoport.artifact import Artifact, File, stage_place
+from nemoport.compatibility import Runtime
 from nemoport.repository import ensemble, gate, publish
 from nemoport.repository.publish import Published
 
@@ -49,14 +50,14 @@ def publish_all(
     name: str,
     *,
     max_batch_size: int | None = None,
-    triton_release: str | None = None,
+    runtime: Runtime | None = None,
 ) -> tuple[Published, ...]:
     """Stage an artifact as the next version of a model; one in stages as that of a model for each, and of their
     ensemble, which is the last. They go live in this order."""
     made = artifact.read_manifest(directory)
 
     def published(place: Path, model: str) -> Published:
-        return publish.publish(place, repository, model, max_batch_size=max_batch_size, triton_release=triton_release)
+        return publish.publish(place, repository, model, max_batch_size=max_batch_size, runtime=runtime)
 
     if not made.stages:
         return (published(directory, name),)

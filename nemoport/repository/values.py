@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from nemoport.artifact import Artifact
+from nemoport.compatibility import FIELDS
 from nemoport.errors import UsageError
 from nemoport.repository import config
 from nemoport.repository.config import Config
@@ -23,9 +24,8 @@ from nemoport.repository.config import Config
 FILE = "config.values.yaml"
 RELEASE = "24.10"
 """What is generated loads in this release of Triton and all later ones."""
-AFTER = {"model_metrics": "24.10", "max_inflight_requests": "24.10"}
-"""Fields of Triton's schema, and the last release that is known not to have them: a server refuses a config with a
-field that it does not know."""
+SINCE = {name.rpartition(".")[2]: since for name, since in FIELDS.items() if since > RELEASE}
+"""Fields that came later: a server refuses a config with a field that it does not know."""
 HEAD = """\
 # The choices in config.pbtxt. Edit them, then run: nemoport repo config REPOSITORY {name}
 # Any field of Triton's ModelConfig may stand here, in its own words; one that is null is left out.
@@ -41,12 +41,7 @@ class Values:
 
 
 def read(text: str, place: str) -> Values:
-    try:
-        data = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(f"{place} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"{place} holds a {type(data).__name__}; it must map names of fields to their values")
+    data = _mapping(text, place)
     release, batch = data.pop("triton_release", RELEASE), data.pop("max_batch_size", config.MAX_BATCH_SIZE)
     if not isinstance(batch, int) or batch < 0:
         raise UsageError(f"{place} has max_batch_size {batch!r}; it must be a whole number, 0 for no batching")
@@ -56,6 +51,11 @@ def read(text: str, place: str) -> Values:
     config.normal({name: value for name, value in data.items() if value is not None}, place)
     _check_release(found, place)
     return found
+
+
+def release(text: str, place: str) -> str:
+    """Only the release of Triton that a file names."""
+    return _release(str(_mapping(text, place).get("triton_release", RELEASE)), place)
 
 
 def with_release(text: str, release: str) -> str:
@@ -80,6 +80,16 @@ def generated(values: Values, made: Artifact, name: str, versions: tuple[int, ..
     return replace(follows, versions=versions, tuning=kept | config.normal(said, FILE))
 
 
+def _mapping(text: str, place: str) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"{place} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{place} holds a {type(data).__name__}; it must map names of fields to their values")
+    return data
+
+
 def _release(text: str, place: str) -> str:
     if not re.fullmatch(r"\d\d\.(0[1-9]|1[0-2])", text):
         raise UsageError(f"{place} has triton_release {text!r}; write year and month, such as {RELEASE}")
@@ -89,11 +99,11 @@ def _release(text: str, place: str) -> str:
 
 
 def _check_release(values: Values, place: str) -> None:
-    for name in sorted(_names(values.fields) & AFTER.keys()):
-        if values.triton_release <= AFTER[name]:
+    for name in sorted(_names(values.fields) & SINCE.keys()):
+        if values.triton_release < SINCE[name]:
             raise UsageError(
                 f"{place} sets {name}, which Triton {values.triton_release} does not know and refuses; take it out, or "
-                "name a later triton_release"
+                f"name triton_release {SINCE[name]} or later"
             )
 
 

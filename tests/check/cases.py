@@ -41,6 +41,13 @@ def with_external_data(model: onnx.ModelProto, location: str) -> onnx.ModelProto
     return model
 
 
+def of_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The same graph, which says that it is of another opset."""
+    (said,) = model.opset_import
+    said.version = opset
+    return model
+
+
 @dataclass(frozen=True)
 class Case:
     config: str | bytes | None
@@ -311,6 +318,8 @@ CASES: dict[str, Case] = {
         'backend: "vllm" instance_group { kind: KIND_CPU }', {"1/model.json": b'{"tensor_parallel_size": 2}'}
     ),
     "newer-field": plan('model_metrics { metric_control { metric_identifier { family: "f" } } }'),
+    "newer-platform": Case(PLAN + 'platform: "torch_aoti"', {"1/model.pt2": b""}),
+    "newer-opset": add(model=of_opset(add_sub(), 23)),
     "newer-in-ensemble": ensemble(step() + "max_inflight_requests: 4"),
 }
 

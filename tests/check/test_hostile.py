@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,8 @@ def test_a_graph_cut_anywhere(tmp_path: Path) -> None:
             found = read(tmp_path / "g", "g")
         except Unreadable:
             continue
-        assert found == wanted, "what follows the graph was cut, and the graph is whole"
+        assert found.opset in (wanted.opset, None)
+        assert replace(found, opset=wanted.opset) == wanted, "what follows the graph was cut, and the graph is whole"
 
 
 def test_a_graph_of_too_many_parts(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from nemoport.check import Request, check
 from nemoport.check.subject import Target
 from nemoport.check.table import TABLE
 from nemoport.cli import main
+from nemoport.compatibility import triton
 from nemoport.errors import UnsupportedInput
 from nemoport.exporters.methods import ENGINES
 from nemoport.repository.kinds import NOT_SERVED
@@ -43,7 +44,8 @@ def test_what_nemoport_writes_and_publishes_has_no_finding(target: str, tmp_path
     """But for the tokenizer that the source has not, where an engine needs one."""
     config = tmp_path / "config.json"
     config.write_text(json.dumps(SAID.get(target, {})))
-    run("convert", SOURCE, "--config", config, "--to", target, "-o", tmp_path / "made")
+    narrow = ["--dtype", "float32"] if target == "onnx" else []  # no Triton has an ONNX Runtime for bfloat16 yet
+    run("convert", SOURCE, "--config", config, "--to", target, *narrow, "-o", tmp_path / "made")
     assert check(Request(directory=tmp_path / "made")).passed
     repository = tmp_path / "repository"
     try:
@@ -55,7 +57,7 @@ def test_what_nemoport_writes_and_publishes_has_no_finding(target: str, tmp_path
     promote(repository, "m")
     publish(make_artifact(tmp_path / "other"), repository, "n")
     for gpus in (None, 0, 1):
-        report = check(Request(directory=repository, target=Target(gpus), release=(24, 10)))
+        report = check(Request(directory=repository, target=Target(gpus), runtime=triton("26.07")))
         assert [each.code for each in report.findings] == (["NP215"] if target in ENGINES else [])
 
 

@@ -13,6 +13,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from nemoport.check import Request, check, text
 from nemoport.check.rules import CONFIG, TEXT
 from nemoport.check.subject import Target
+from nemoport.compatibility import runtime, triton
 
 from .cases import ADD, CASES, write
 
@@ -68,7 +69,7 @@ def test_a_finding_points_at_what_is_wrong(code: str, marked: str, tmp_path: Pat
         (tmp_path / "m" / path).parent.mkdir(parents=True)
         (tmp_path / "m" / path).write_bytes(content)
     (tmp_path / "m/config.pbtxt").write_text(config)
-    found = check(Request(directory=tmp_path, target=Target(0), release=(24, 10))).findings
+    found = check(Request(directory=tmp_path, target=Target(0), runtime=triton("24.10"))).findings
     places = [(each.file, each.line, each.column) for each in found if each.code == code]
     assert ("m/config.pbtxt", line, column) in places, found
 
@@ -76,15 +77,16 @@ def test_a_finding_points_at_what_is_wrong(code: str, marked: str, tmp_path: Pat
 def test_every_rule_for_configs_has_a_case(tmp_path: Path) -> None:
     """Those without are for manifests and ranks, which have tests of their own."""
     write(tmp_path)
-    found = check(Request(directory=tmp_path, target=Target(1), release=(24, 10))).findings
+    found = check(Request(directory=tmp_path, target=Target(1), runtime=triton("24.10"))).findings
     found += check(Request(directory=tmp_path, target=Target(0))).findings
+    found += check(Request(directory=tmp_path, model="plan", runtime=runtime("tritonserver:24.10-vllm"))).findings
     codes = {each.code for each in found}
-    assert {rule.code for rule in (*TEXT, *CONFIG)} - codes == {"NP215", "NP216"}
+    assert {rule.code for rule in (*TEXT, *CONFIG)} - codes == {"NP215", "NP216", "NP808"}
 
 
 def test_every_position_lies_in_the_file(tmp_path: Path) -> None:
     write(tmp_path)
-    for each in check(Request(directory=tmp_path, target=Target(1), release=(24, 10))).findings:
+    for each in check(Request(directory=tmp_path, target=Target(1), runtime=triton("24.10"))).findings:
         path = tmp_path / each.file
         if path.is_file() and path.suffix == ".pbtxt" and each.code != "NP201":
             lines = path.read_text().split("\n")

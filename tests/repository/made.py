@@ -47,7 +47,7 @@ def make_artifact(directory: Path, seed: int = 1, signature: Signature = SIGNATU
         plan=Plan(),
         dtype="float32",
         files=(*whole, artifact.File(weights.name, weights.stat().st_size, None)),
-        loads=("ONNX Runtime 1.22",),
+        loads=("ONNX Runtime 1.17 or later",),
         source={"format": "by hand"},
         signature=signature,
     )

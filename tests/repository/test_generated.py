@@ -11,6 +11,7 @@ from tritonserver import tritonserver
 
 from nemoport import artifact
 from nemoport.artifact import Artifact, Signature, Tensor
+from nemoport.compatibility import triton
 from nemoport.errors import DamagedInput, PolicyError, UnsupportedInput, UsageError
 from nemoport.repository import config, values
 from nemoport.repository.kinds import KINDS, NOT_SERVED
@@ -207,7 +208,7 @@ def test_a_later_release_knows_more_fields(repository: Path) -> None:
     edit(repository, model_metrics={"metric_control": []})
     with pytest.raises(UsageError, match=r"24\.10 does not know"):
         regenerate(repository, "m")
-    done = regenerate(repository, "m", triton_release="26.07")
+    done = regenerate(repository, "m", runtime=triton("26.07"))
     assert done.details == {"triton_release": "26.07"}
     assert "model_metrics" in state(repository, "m").config.tuning
     assert 'triton_release: "26.07"' in (repository / "m" / values.FILE).read_text()

@@ -1,8 +1,4 @@
-"""Fields that an older Triton refuses: it reads no config with a field that it does not know.
-
-Since when each field is there, from protobuf/model_config.proto of the release branches r20.10 to r26.07 of
-triton-inference-server/common. What is not listed is older than all of them.
-"""
+"""What the Triton that is meant does not have: fields of its config, backends, engines that load what is served."""
 
 from __future__ import annotations
 
@@ -10,37 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from nemoport.check.finding import At, Problem
+from nemoport.check.rules.files import served
 from nemoport.check.rules.row import Rule
 from nemoport.check.subject import Subject
-
-Release = tuple[int, int]
-
-FIELDS: dict[str, Release] = {
-    "ModelInstanceGroup.host_policy": (21, 6),
-    "ModelInstanceGroup.passive": (21, 6),
-    "ModelInstanceGroup.secondary_devices": (21, 6),
-    "ModelSequenceBatching.Control.bool_false_true": (21, 9),
-    "ModelConfig.response_cache": (21, 10),
-    "ModelSequenceBatching.state": (21, 11),
-    "ModelInput.optional": (22, 1),
-    "ModelSequenceBatching.State.initial_state": (22, 1),
-    "ModelWarmup.count": (22, 7),
-    "ModelEnsembling.Step.model_namespace": (23, 3),
-    "ModelSequenceBatching.StrategyOldest.preserve_ordering": (23, 8),
-    "ModelSequenceBatching.State.use_growable_memory": (23, 11),
-    "ModelSequenceBatching.State.use_same_buffer_for_input_output": (23, 11),
-    "ModelSequenceBatching.iterative_sequence": (23, 11),
-    "ModelConfig.runtime": (24, 1),
-    "ModelInput.is_non_linear_format_io": (24, 8),
-    "ModelOutput.is_non_linear_format_io": (24, 8),
-    "ModelConfig.model_metrics": (24, 11),
-    "ModelEnsembling.max_inflight_requests": (25, 11),
-}
-VALUES: dict[str, Release] = {
-    "BATCH_ITEM_SHAPE": (22, 3),
-    "BATCH_ITEM_SHAPE_FLATTEN": (22, 3),
-    "TYPE_BF16": (22, 5),
-}
+from nemoport.compatibility import FIELDS, PLATFORMS, VALUES, judge, lacks_backend, opset
 
 
 def newer(subject: Subject) -> Iterator[Problem]:
@@ -50,13 +19,24 @@ def newer(subject: Subject) -> Iterator[Problem]:
         if since > subject.release:
             yield Problem(
                 at,
-                f"{name} came with Triton {_show(since)}",
-                f"fields that {_show(subject.release)} knows",
+                f"{name} came with Triton {since}",
+                f"fields that {subject.release} knows",
                 "take it away, or serve with a newer Triton",
             )
 
 
-def _dated(message: Any, at: At) -> Iterator[tuple[At, str, Release]]:
+def newer_platform(subject: Subject) -> Iterator[Problem]:
+    config, release = subject.model.config, subject.release
+    if config is not None and release and (since := PLATFORMS.get(config.platform, release)) > release:
+        yield Problem(
+            ("platform",),
+            f"the platform {config.platform} came with Triton {since}",
+            f"platforms that {release} has",
+            "serve with a newer Triton",
+        )
+
+
+def _dated(message: Any, at: At) -> Iterator[tuple[At, str, str]]:
     owner = message.DESCRIPTOR.full_name.removeprefix("inference.")
     for field, value in message.ListFields():
         place = (*at, field.name)
@@ -79,8 +59,53 @@ def _dated(message: Any, at: At) -> Iterator[tuple[At, str, Release]]:
                     yield where, name, VALUES[name]
 
 
-def _show(release: Release) -> str:
-    return f"{release[0]}.{release[1]:02}"
+def not_loaded(subject: Subject) -> Iterator[Problem]:
+    """A stamp that the release, or its container, does not fit."""
+    if subject.runtime is None:
+        return
+    for version in served(subject):
+        if version.made is None:
+            continue
+        verdict = judge(version.made.kind, version.made.loads, subject.runtime)
+        if verdict.refused:
+            yield Problem(
+                version.path,
+                f"version {version.number} {verdict}",
+                "; ".join(version.made.loads),
+                verdict.first or "serve it with a release that loads it, or convert it again",
+            )
 
 
-RULES = (Rule("NP807", "error", "Every field is one that the Triton that is meant knows.", newer),)
+def no_such_backend(subject: Subject) -> Iterator[Problem]:
+    config, runtime = subject.model.config, subject.runtime
+    if config is None or runtime is None or not config.backend:
+        return
+    if all(lacks_backend(place, config.backend) for place in runtime.places):
+        yield Problem(
+            ("backend",),
+            f"{runtime} has no backend {config.backend}",
+            "a backend of the container that is meant",
+            "serve it with another of Triton's containers",
+        )
+
+
+def newer_opset(subject: Subject) -> Iterator[Problem]:
+    newest = opset(subject.runtime) if subject.runtime else None
+    for version in served(subject) if newest is not None else ():
+        for graph in version.graphs:
+            if graph.opset is not None and newest is not None and graph.opset > newest:
+                yield Problem(
+                    f"{version.path}/{graph.source}",
+                    f"the graph is of opset {graph.opset}",
+                    f"at most {newest}, for the ONNX Runtime of {subject.runtime}",
+                    "serve with a newer Triton, or export with an older opset",
+                )
+
+
+RULES = (
+    Rule("NP807", "error", "Every field is one that the Triton that is meant knows.", newer),
+    Rule("NP811", "error", "A platform is one that the Triton that is meant has.", newer_platform),
+    Rule("NP808", "error", "What is served is loaded by the Triton that is meant, as its manifest says.", not_loaded),
+    Rule("NP809", "error", "A backend is in the container that is meant.", no_such_backend),
+    Rule("NP810", "error", "A graph's opset is one that the Triton that is meant knows.", newer_opset),
+)

@@ -25,7 +25,7 @@ from nemoport.compilers.graphs import GRAPH, Part
 from nemoport.compilers.options import CONTAINER, image
 from nemoport.errors import DamagedInput, UnsupportedInput
 
-TAKES = "onnx"
+TAKES, KIND = "onnx", "onnx"
 SCRIPT = "optimize.py"
 IMAGE = "python:3.12-slim"
 
@@ -92,7 +92,7 @@ def plan(artifact: Path, made: Artifact, options: Mapping[str, Any]) -> Build:
     installed = machine.version(*provider.distributions)
     programs = (PYTHON, *([DRIVER] if provider.gpus else []))
     return Build(
-        kind="onnx",
+        kind=KIND,
         asked={PROVIDER.name: name, LEVEL.name: level},
         commands=tuple(_command(part, name, level) for part in parts),
         programs=programs,
