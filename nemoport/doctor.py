@@ -79,6 +79,7 @@ ABILITIES = (
     Ability(what="compile --to tensorrt", needs=("tensorrt",), gpu=True),
     Ability(what="compile --to trtllm", needs=("tensorrt_llm",), gpu=True, artifact="trtllm"),
     Ability(what="layout inflight_batcher_llm"),
+    Ability(what="layout nim"),
     Ability(what="validate", needs=("torch",)),
     Ability(what="validate --report with plots", needs=("matplotlib",)),
     Ability(what="publish"),

@@ -7,17 +7,17 @@
     repair     problems -> other text
     sarif      findings -> SARIF 2.1.0
 
-A repository, one model of it, a model's directory, or an artifact's: `check` tells them apart.
+A repository, one model of it, a model's directory, an artifact's, or one for NIM: `check` tells them apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nemoport.check import artifacts, look, rules
+from nemoport.check import artifacts, look, nim, rules
 from nemoport.check.finding import Finding, Problem
 from nemoport.check.rules.row import Rule
 from nemoport.check.subject import ANY, Model, Subject, Target, Trouble
@@ -67,12 +67,20 @@ def check(request: Request) -> Report:
     root = request.directory
     if not root.is_dir():
         raise UsageError(f"{root} is no directory; give a model repository, a model's directory or an artifact's")
-    if not (root / look.CONFIG).is_file() and artifacts.is_one(root):
-        return Report(root=root, looked_at=(root.name,), findings=tuple(artifacts.findings(root, request.runtime)))
+    if not (root / look.CONFIG).is_file() and (found := tuple(_directory(root, request.runtime))):
+        return Report(root=root, looked_at=(root.name,), findings=tuple(each for part in found for each in part))
     if (root / look.CONFIG).is_file():
         root, wanted = root.resolve().parent, root.resolve().name
         return _repository(root, wanted, request)
     return _repository(root, request.model, request)
+
+
+def _directory(root: Path, runtime: Runtime | None) -> Iterator[Iterable[Finding]]:
+    """What is said of an artifact, of a quantized directory of whoever's, of one for NIM."""
+    if artifacts.is_one(root):
+        yield artifacts.findings(root, runtime)
+    if nim.is_one(root) or (nim.is_meant(runtime) and nim.looks_alike(root)):
+        yield nim.findings(root, runtime)
 
 
 def _repository(root: Path, wanted: str | None, request: Request) -> Report:

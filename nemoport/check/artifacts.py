@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from nemoport import artifact
 from nemoport.artifact import Artifact
@@ -17,6 +18,8 @@ from nemoport.compatibility import Runtime, contradiction, judge
 from nemoport.errors import NemoportError
 from nemoport.exporters import contract
 from nemoport.exporters.serving import huggingface
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,12 @@ RULES = (
 
 
 def findings(directory: Path, runtime: Runtime | None = None) -> Iterator[Finding]:
-    held = replace(_held(directory), runtime=runtime)
-    for rule in RULES:
+    return told(RULES, replace(_held(directory), runtime=runtime), directory)
+
+
+def told(rules: Iterable[Rule[S]], held: S, directory: Path) -> Iterator[Finding]:
+    """What rules for a directory say of it."""
+    for rule in rules:
         for problem in rule.look(held):
             yield Finding(
                 code=rule.code,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from nemoport.cli.options import PATH, Verbs, json_option
 from nemoport.errors import UsageError
+
+if TYPE_CHECKING:
+    from nemoport.artifact import Artifact
 
 
 @click.group("layout", cls=Verbs)
@@ -61,3 +66,46 @@ def inflight_batcher_llm(
         show.json({"path": str(destination), "max_batch_size": planned.batch, "ranks": planned.engine.ranks})
     else:
         show.line(f"wrote {destination}: serve it with {destination / 'serve.sh'}, where TensorRT-LLM is")
+
+
+@layout.command("nim")
+@click.argument("artifact", type=PATH)
+@click.option("-o", "--output", "destination", type=PATH, required=True, metavar="DIR", help="Where to write.")
+@click.option("--nim", "line", type=click.Choice(["1.x", "2.x"]), required=True, help="The line of NIM for LLMs.")
+@click.option("--name", metavar="NAME", help="What clients call the model. Default: the directory's name.")
+@click.option("--tp", "--tp_size", type=click.IntRange(1), help="GPUs of one model. Default: what it was cut for.")
+@click.option("--hf", "described_by", type=PATH, metavar="DIR", help="Take the root's config.json from there.")
+@json_option
+def nim(
+    artifact: Path,
+    destination: Path,
+    line: str,
+    name: str | None,
+    tp: int | None,
+    described_by: Path | None,
+    as_json: bool,
+) -> None:
+    """A directory that NIM serves, of an hf artifact, or for 1.x a trtllm one or its engines.
+
+    Beside it, DIR.nim has the environment and what `nemoport check DIR` compares with.
+    """
+    from nemoport import show
+    from nemoport.repository.layouts import nim as layouts
+
+    def described(made: Artifact) -> Mapping[str, bytes]:
+        from nemoport.exporters.formats.tree import Directory
+        from nemoport.exporters.targets import hf
+
+        if described_by is not None:
+            return {each: (described_by / each).read_bytes() for each in layouts.HUGGING_FACE}
+        return hf.described(made.spec, made.dtype, Directory(artifact))
+
+    planned = layouts.plan(artifact, line, served_name=name or destination.resolve().name, tp=tp, described=described)
+    files = layouts.write(planned, destination)
+    if as_json:
+        said = {"path": str(destination), "nim": line, "served_name": planned.served_name, "profile": planned.profile}
+        show.json({**said, "environment": dict(planned.environment), "files": list(files)})
+    else:
+        show.line(
+            f"wrote {destination}: {len(files)} files, its environment beside it; next: nemoport check {destination}"
+        )

@@ -185,6 +185,7 @@ _FINE_TUNED = f"{_NIM}/latest/ft-support.html"
 _MODEL_FREE = f"{_NIM}/2.1.5/deployment/model-free-nim.html"
 _COMPILE = "compile it with nemoport compile --to {}, in that release"
 _LAYOUT = "lay it out with nemoport layout nim"
+_AROUND = "lay it out with nemoport layout inflight_batcher_llm"
 WAYS = (
     Way(kind="hf", place="alone", engine="vllm", source=_VLLM),
     Way(kind="hf", place="alone", engine="sglang", source=_MODEL_FREE),
@@ -200,7 +201,7 @@ WAYS = (
     Way(kind="trtllm", place="triton", engine="tensorrt_llm", first=_COMPILE.format("trtllm"), source=_CHECKPOINT),
     Way(kind="trtllm", place="nim", engine="nim", first=_LAYOUT, source=_FINE_TUNED),
     Way(kind="trtllm_engine", place="alone", engine="tensorrt_llm", source=_REMOVAL),
-    Way(kind="trtllm_engine", place="triton", engine="tensorrt_llm", source=_REMOVAL),
+    Way(kind="trtllm_engine", place="triton", engine="tensorrt_llm", first=_AROUND, source=_REMOVAL),
     Way(kind="trtllm_engine", place="nim", engine="tensorrt_llm", first=_LAYOUT, source=_FINE_TUNED),
     Way(kind="onnx", place="alone", engine="onnxruntime", source=_ORT_TABLE),
     Way(kind="onnx", place="alone", engine="tensorrt", first=_COMPILE.format("tensorrt"), source=_PARSER),

@@ -4,6 +4,7 @@ vLLM, SGLang, NIM and TensorRT-LLM's PyTorch backend; sharding is a runtime argu
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from nemoport.artifact import json_bytes
 from nemoport.errors import UsageError
@@ -11,10 +12,11 @@ from nemoport.exporters import configs
 from nemoport.exporters.checkpoint import Model, Output, Slot
 from nemoport.exporters.encoding import Encoded, spread
 from nemoport.exporters.formats import safetensors, sentence_transformers, tokenizer
-from nemoport.exporters.rules import written
+from nemoport.exporters.formats.tree import Tree
+from nemoport.exporters.rules import Column, written
 from nemoport.exporters.source import column
 from nemoport.exporters.tensor import cast, nbytes
-from nemoport.spec import Embedding, LanguageModel, Plan, tensors
+from nemoport.spec import Embedding, LanguageModel, ModelSpec, Plan, tensors
 
 SHARD = 5 * 10**9
 """Bytes of tensors in a file, as transformers' save_pretrained cuts them."""
@@ -46,7 +48,7 @@ def output(model: Model, plan: Plan) -> Output:
         slots.append(Slot(binding.stored, kept, parts, f"cast to {kept.dtype}" if kept is not tensor else ""))
     special = tokenizer.special_ids(model.checkpoint.tokenizer) if model.checkpoint.tokenizer else {}
     special |= {key: model.checkpoint.config[key] for key in _IDS if model.checkpoint.config.get(key) is not None}
-    config = configs.write(table.dialects, model.spec, "convert it to onnx") | {"torch_dtype": dtype} | special
+    config = _said(table, model.spec, dtype) | special
     # an absent key would mean what transformers takes for the family's
     config |= {key: None for key in _IDS if key in model.checkpoint.config and key not in special}
     config |= {key: value for key, value in model.checkpoint.config.items() if key in _LABELS and key in config}
@@ -81,6 +83,17 @@ def output(model: Model, plan: Plan) -> Output:
         loads=loads,
         dtype=dtype,
     )
+
+
+def described(spec: ModelSpec, dtype: str, tree: Tree) -> dict[str, bytes]:
+    """`config.json` and `generation_config.json` of a model that lies elsewhere, with its tokenizer in `tree`."""
+    special = tokenizer.special_ids(tree)
+    config = _said(column(spec.family, "huggingface", "it can be written as onnx"), spec, dtype) | special
+    return {"config.json": json_bytes(config), "generation_config.json": json_bytes(special)}
+
+
+def _said(table: Column, spec: ModelSpec, dtype: str) -> dict[str, Any]:
+    return {**configs.write(table.dialects, spec, "convert it to onnx"), "torch_dtype": dtype}
 
 
 _LABELS = ("id2label", "label2id")
