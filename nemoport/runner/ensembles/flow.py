@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any
 
 from nemoport.runner.datatypes import BY_NUMPY
@@ -47,21 +47,21 @@ class Ensemble:
         self._closed = False
 
     def submit(self, job: Job, when_idle: WhenIdle | None = None) -> None:
-        """Its members have queues of their own."""
         if self._closed:
             raise Refusal(f"{job.request.label}model '{self.config.name}' is being unloaded", Code.UNAVAILABLE)
         job.queued = time.monotonic_ns()
-        _Flow(self, job).advance({})
+        _Flow(self, job, when_idle).advance({})
 
     def close(self) -> None:
         self._closed = True
 
 
 class _Flow:
-    """One request. Members answer from threads of their own."""
+    """One request. Members answer from threads of their own, or, when quick, from the one that reads requests."""
 
-    def __init__(self, ensemble: Ensemble, job: Job) -> None:
+    def __init__(self, ensemble: Ensemble, job: Job, when_idle: WhenIdle | None) -> None:
         self._ensemble, self._job = ensemble, job
+        self._when_idle, self._reader = when_idle, get_ident()
         self._lock, self._ended = Lock(), False
         self._batches = ensemble.config.max_batch_size > 0
         rows = job.items if self._batches else 0
@@ -97,7 +97,8 @@ class _Flow:
             )
             rows = next((each.shape[0] for each in inputs if batches and each.shape), 0)
             request = InferRequest(inputs, tuple(sorted(step.output_map)), asked.id, asked.parameters)
-            member.submit(request, partial(self._answered, step, rows))
+            when_idle = self._when_idle if get_ident() == self._reader else None
+            member.submit(request, partial(self._answered, step, rows), when_idle)
         except Refusal as refusal:
             self._fail(refusal)
 
