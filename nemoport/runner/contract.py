@@ -176,6 +176,8 @@ def _check_size(tensor: InputTensor, needed: int, found: int, model: str) -> Non
 
 
 def _fits(dims: Sequence[int], expected: Sequence[int]) -> bool:
+    if dims == expected:
+        return True
     return len(dims) == len(expected) and all(want in (-1, dim) for dim, want in zip(dims, expected, strict=True))
 
 

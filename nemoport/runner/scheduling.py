@@ -143,13 +143,15 @@ class Scheduler:
 
     def _take_here(self) -> list[Job]:
         with self._changed:
+            if not len(self._queue):
+                self._promised = False
+                return []
             now = time.monotonic_ns()
             dropped = self._queue.drop(now, self._ahead())
             jobs, _ = self._due(takewhile(self._is_quick, self._queue), now)
             if not jobs:
                 self._promised = False
-                if len(self._queue):
-                    self._wake()
+                self._wake()
         self._tell(dropped)
         return jobs
 

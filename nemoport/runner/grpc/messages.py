@@ -60,10 +60,11 @@ def request_from(message: Any) -> InferRequest:
             )
         data: Array | Buffer = raw[at] if raw else _contents(tensor, shape, message)
         inputs.append(InputTensor(tensor.name, BY_NAME[tensor.datatype], shape, data))
+    names = []
     for output in message.outputs:
         _check_supported(output.parameters)
-    names = tuple(output.name for output in message.outputs)
-    return InferRequest(tuple(inputs), names, message.id, parameters_from(message.parameters))
+        names.append(output.name)
+    return InferRequest(tuple(inputs), tuple(names), message.id, parameters_from(message.parameters))
 
 
 def parameters_from(entries: Mapping[str, Any]) -> dict[str, Any]:
