@@ -1,7 +1,7 @@
 """Calls of gRPC on one thread, which polls grpcio's completion queue and answers there what is quick.
 
 `grpc.server` hands a call to a thread of a pool, which waits until the thread that polls has heard its message: with
-many clients fifteen switches of threads for a call and four times the processor time, as `benchmarks/README.md` shows.
+eight clients ten switches of threads for a call and five times the processor time, as `benchmarks/README.md` shows.
 This is the only module that sees `grpc._cython`, and it asks what grpcio's own `_server.py` asks.
 
     request_call -> ReceiveMessage -> ... -> SendInitialMetadata, SendMessage, SendStatusFromServer
