@@ -63,6 +63,14 @@ def waiting(tmp_path: Path) -> tuple[Machine, Path]:
     return Machine(made.log, {**made.environment, "STAND_IN_WAITS_FOR": str(gate)}), gate
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell that starts the tests in its background has them ignore SIGINT, and all that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @contextmanager
 def started(made: Machine, checkpoint: Path, out: Path, gate: Path) -> Iterator[subprocess.Popen[str]]:
     """A compilation that is in the middle of trtllm-build."""
