@@ -16,6 +16,7 @@ from nemoport.exporters.arithmetic import ARITHMETIC
 from nemoport.exporters.computed import Array, Compute, Once, computed, single, solved
 from nemoport.exporters.dtypes import itemsize, real
 from nemoport.exporters.encoding import EVERY, FLOATS, FP8_ON_CPU, SCALAR, Encoding, Field, Form
+from nemoport.exporters.nearest import E4M3, e4m3
 from nemoport.exporters.quantizing import APART, TOGETHER, Fields, Given, input_amax, joint
 from nemoport.exporters.tensor import LazyTensor
 
@@ -23,7 +24,6 @@ ALGORITHM = "FP8"
 NEEDS = {"modelopt": ("amax",), "trtllm": ("amax",), "compressed-tensors": ("amax",)}
 SHARES = {"modelopt": APART, "trtllm": TOGETHER, "compressed-tensors": APART}
 MOST = np.float32(448)
-E4M3 = "float8_e4m3fn"
 WEIGHT = {dialect: Form("weight") for dialect in NEEDS}
 
 
@@ -88,14 +88,13 @@ DIVIDE = {"modelopt": _in_its_dtype, "trtllm": _in_float32, "compressed-tensors"
 
 def codes(weight: LazyTensor, scale: Once[np.float32], divide: Callable[[Array, np.float32], Array]) -> Compute:
     """weight / scale in E4M3. A 16-bit float has 65536 values: what becomes of each is looked up."""
-    kind = real(E4M3)
     if itemsize(weight.dtype) != 2:
-        return lambda block, _: divide(block, scale()).astype(kind)
+        return lambda block, _: e4m3(single(divide(block, scale())))
     every = np.arange(1 << 16, dtype=np.uint16).view(real(weight.dtype))
 
     def table() -> Array:
         with np.errstate(all="ignore"):  # among all values are infinities
-            return divide(every, scale()).astype(kind).view(np.uint8)
+            return e4m3(single(divide(every, scale()))).view(np.uint8)
 
     found = Once(table)
     return lambda block, _: np.take(found(), block.view(np.uint16))

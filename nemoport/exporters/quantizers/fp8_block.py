@@ -15,7 +15,8 @@ from nemoport.exporters.arithmetic import ARITHMETIC
 from nemoport.exporters.computed import Array, Single, computed, single
 from nemoport.exporters.dtypes import real
 from nemoport.exporters.encoding import EVERY, FLOATS, FP8_ON_CPU, Encoding, Field, Form
-from nemoport.exporters.quantizers.fp8 import E4M3, MOST
+from nemoport.exporters.nearest import E4M3, e4m3
+from nemoport.exporters.quantizers.fp8 import MOST
 from nemoport.exporters.quantizing import APART, Fields, Given
 
 ALGORITHM = "fp8_pb_wo"
@@ -69,7 +70,7 @@ def quantize(given: Given) -> tuple[Fields, ...]:
 
         def codes(block: Array, _: object) -> Array:
             scale = np.repeat(np.repeat(scales(block), BLOCK, axis=0), BLOCK, axis=1)
-            return exact.divided(single(block), scale[: block.shape[0], : block.shape[1]], kind).astype(real(E4M3))
+            return e4m3(exact.divided(single(block), scale[: block.shape[0], : block.shape[1]], kind))
 
         together = (BLOCK, BLOCK)
         return {

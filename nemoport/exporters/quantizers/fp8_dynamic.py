@@ -16,8 +16,9 @@ from nemoport.exporters.arithmetic import ARITHMETIC
 from nemoport.exporters.computed import Array, Single, computed, single
 from nemoport.exporters.dtypes import real
 from nemoport.exporters.encoding import EVERY, FP8_ON_CPU, Encoding, Field, Form
+from nemoport.exporters.nearest import E4M3, e4m3
 from nemoport.exporters.quantizers import int8
-from nemoport.exporters.quantizers.fp8 import E4M3, MOST
+from nemoport.exporters.quantizers.fp8 import MOST
 from nemoport.exporters.quantizing import APART, Fields, Given
 
 ALGORITHM = "FP8_PER_CHANNEL_PER_TOKEN"
@@ -54,7 +55,7 @@ def quantize(given: Given) -> tuple[Fields, ...]:
             return int8.row_scales(single(block), MOST, largest, exact, kind)
 
         def codes(block: Array, _: object) -> Array:
-            return exact.divided(single(block), scales(block)[:, None], kind).astype(real(E4M3))
+            return e4m3(exact.divided(single(block), scales(block)[:, None], kind))
 
         return {
             "weight": computed(weight, EVERY, E4M3, codes, int8.WHOLE_ROWS),

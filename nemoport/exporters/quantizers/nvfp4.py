@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nemoport.exporters.computed import Array, Once, Single, computed, single, solved
 from nemoport.exporters.dtypes import real
 from nemoport.exporters.encoding import SCALAR, Encoding, Field, Form
+from nemoport.exporters.nearest import E4M3, e4m3
 from nemoport.exporters.quantizing import TOGETHER, Fields, Given, input_amax, joint
 from nemoport.exporters.tensor import LazyTensor
 
@@ -41,7 +42,7 @@ def encoding(group: int | None) -> Encoding:
         "nvfp4",
         (
             Field("weight", ("uint8",), PAIRS, {**_forms("weight", "weight"), **_other("weight_packed")}),
-            Field("scale", ("float8_e4m3fn",), ((0, 1), (1, block)), scales),
+            Field("scale", (E4M3,), ((0, 1), (1, block)), scales),
             Field("scale_2", ("float32",), SCALAR, _forms("weight_scale_2", "weights_scaling_factor_2")),
             Field("input_scale", ("float32",), SCALAR, _forms("input_scale", "activation_scaling_factor")),
             Field("global_scale", ("float32",), SCALAR, _other("weight_global_scale", single=True)),
@@ -102,7 +103,7 @@ def _as_compressed_tensors(given: Given, one: Once[np.float32]) -> tuple[Fields,
 
     def scales(numbers: Single) -> Array:
         sixth = single((_largest(numbers) / np.float32(6)).astype(kind))
-        found = np.minimum(sixth * whole(), _MOST).astype(real("float8_e4m3fn"))
+        found = e4m3(np.minimum(sixth * whole(), _MOST))
         apart: Array = np.where(found == 0, _EPSILON.astype(found.dtype), found)
         return apart
 
@@ -118,8 +119,10 @@ def _as_compressed_tensors(given: Given, one: Once[np.float32]) -> tuple[Fields,
 
 def _largest(numbers: Single) -> Single:
     """Of each block."""
-    found: Single = np.abs(numbers).reshape(len(numbers), -1, BLOCK).max(axis=2)
-    return found
+    found: Single = np.abs(numbers).ravel()
+    while found.size * BLOCK > numbers.size:  # numpy takes a maximum of 16 by 16 six times as slowly
+        found = np.maximum(found[0::2], found[1::2])
+    return found.reshape(len(numbers), -1)
 
 
 def _as_modelopt(whole: Once[np.float32]) -> tuple[Callable[[Single], Array], Callable[[Array], Single]]:
@@ -127,7 +130,7 @@ def _as_modelopt(whole: Once[np.float32]) -> tuple[Callable[[Single], Array], Ca
         """[rows, blocks]; of a block of zeros, 1."""
         blocks = _largest(numbers) / (np.float32(6) * whole())
         blocks = np.where(blocks == 0, np.float32(1), blocks)
-        found: Array = np.clip(blocks, _LEAST, _MOST).astype(real("float8_e4m3fn"))
+        found: Array = e4m3(np.clip(blocks, _LEAST, _MOST))
         return found
 
     def steps(scale: Array) -> Single:
@@ -153,7 +156,5 @@ def _blocks(weight: LazyTensor, scales: Callable[[Single], Array], steps: Callab
     together = (1, BLOCK)
     return {
         "weight": computed(weight, PAIRS, "uint8", codes, together),
-        "scale": computed(
-            weight, ((0, 1), (1, BLOCK)), "float8_e4m3fn", lambda block, _: scales(single(block)), together
-        ),
+        "scale": computed(weight, ((0, 1), (1, BLOCK)), E4M3, lambda block, _: scales(single(block)), together),
     }
