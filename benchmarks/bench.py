@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import decode
 import generate
 import quantize
 import synthetic
@@ -32,8 +33,10 @@ def main() -> None:
         print(f"checkpoint: torch_dist, stacked, TP 4, bf16, {total / 1e9:.2f} GB; {arguments.rounds} rounds\n")
         table("conversion", "cp -r", _conversions(base), arguments.rounds)
         table("start-up", "python -c pass", _start_up(), 3 * arguments.rounds)
-    generate.table(arguments.rounds)
-    quantize.tables(arguments.rounds)
+        generate.table(arguments.rounds)
+        model = quantize.written(base / "quantizing")
+        quantize.table(model, model.parent, arguments.rounds)
+        decode.table(model, model.parent, arguments.rounds)
 
 
 def _conversions(base: Path) -> list[Row]:

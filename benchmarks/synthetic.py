@@ -1,5 +1,5 @@
 """A synthetic llama in torch_dist, stacked, as Megatron-core writes it at a given TP: one `.distcp` a rank and thread,
-torch.save archives back to back, `.metadata` pickled from torch's own classes. Random bits, no training."""
+torch.save archives back to back, `.metadata` pickled from torch's own classes. Normal numbers, no training."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ def write(directory: Path, shape: Shape, tp: int, seed: int = 1) -> int:
     for name, size, chunks in _tensors(shape, tp):
         described = []
         for number, (offsets, sizes, rank) in enumerate(chunks):
-            bits = torch.randint(0x3C00, 0x3DFF, sizes, generator=generator, dtype=torch.int16)
+            numbers = torch.empty(sizes, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
             content = io.BytesIO()
-            torch.save(bits.view(torch.bfloat16), content)
+            torch.save(numbers, content)
             file = files[2 * rank + number % 2]
             place = _StorageInfo(Path(file.name).name, file.tell(), content.tell())
             places[MetadataIndex(name, torch.Size(offsets))] = place
             file.write(content.getbuffer())
             described.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))
-            total += bits.numel() * 2
+            total += numbers.numel() * 2
         properties = TensorProperties(dtype=torch.bfloat16)
         entries[name] = TensorStorageMetadata(properties, torch.Size(size), described)
     for file in files:
