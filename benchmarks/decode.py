@@ -3,8 +3,9 @@ with nemoport's graphs, and with those that its own builder makes of the same mo
 
     python benchmarks/decode.py --rounds 3
 
-One row, after a prompt. The bound is the bytes of weights that a token reads, by the bytes a second that memory gave in
-the same run. Nothing is asserted.
+One row, after a prompt, on one thread: its processor time says, beside whatever else is at work on a machine, what the
+clock and threads that wait for each other do not. The bound is the bytes of weights that a token reads, by the bytes
+that one thread read of memory in a second of processor time, in the same run. Nothing is asserted.
 """
 
 from __future__ import annotations
@@ -16,14 +17,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import processes
 import quantize
 import rivals
@@ -48,7 +47,9 @@ ALONE = """
 import json, sys, time
 import numpy as np, onnxruntime
 prompt, steps = map(int, sys.argv[2:])
-session = onnxruntime.InferenceSession(sys.argv[1] + "/model.onnx", providers=["CPUExecutionProvider"])
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1] + "/model.onnx", options, providers=["CPUExecutionProvider"])
 names, value = [each.name for each in session.get_outputs()], onnxruntime.OrtValue.ortvalue_from_numpy
 states = {
     each.name: value(np.zeros([{"batch": 1, "past": 0}.get(axis, axis) for axis in each.shape], np.float32))
@@ -62,14 +63,25 @@ for _ in range(steps + 1):
         "attention_mask": value(np.ones((1, total), np.int64)),
         "position_ids": value(np.arange(past, total)[None]),
     }
-    start = time.perf_counter()
+    start = time.perf_counter(), time.process_time()
     logits, *present = session.run_with_ort_values(names, {**given, **states})
-    seconds.append(time.perf_counter() - start)
+    seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
     states = {name.replace("present", "past_key_values"): each for name, each in zip(names[1:], present)}
     past, new = total, logits.numpy()[:, -1:].argmax(-1)
 print(json.dumps(seconds[1:]))
 """
 """The session in a loop; states stay onnxruntime's."""
+READ = """
+import json, sys, time
+import numpy as np
+matrix, vector, seconds = np.ones((int(sys.argv[1]) // 4 // 4096, 4096), np.float32), np.ones(4096, np.float32), []
+for _ in range(8):
+    start = time.perf_counter(), time.process_time()
+    matrix @ vector
+    seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+print(json.dumps([min(seconds, key=lambda pair: pair[1])]))
+"""
+"""A product of a matrix and a vector, which does little but read."""
 LOOKED_UP = {"Gather", "GatherBlockQuantized"}
 
 
@@ -83,41 +95,38 @@ def main() -> None:
 
 def table(path: Path, base: Path, rounds: int) -> None:
     """Print the median of each graph's medians."""
-    ways: dict[str, tuple[int, Callable[[], float]]] = {}
+    ways: dict[str, tuple[int, Callable[[], Seconds]]] = {}
     for name, (method, profile) in GRAPHS.items():
         at = base / name.replace(", --", "-").replace(" ", "-")
         plan = Plan(dtype="float32", recipe=Recipe(method=method) if method else None, profile=profile)
         stream.run(replace(convert.plan(path, "onnx", at, plan=plan), workers=2))
-        ways[name] = (_read_per_token(at), partial(_seconds, [sys.executable, "-c", ALONE], at))
+        ways[name] = (_read_per_token(at), partial(_decoded, [sys.executable, "-c", ALONE], at))
         if rivals.here():
             _write_genai_config(at)
-            ways[f"{name}, decoded by onnxruntime-genai"] = (_read_per_token(at), partial(_seconds, _GENAI, at))
+            ways[f"{name}, decoded by onnxruntime-genai"] = (_read_per_token(at), partial(_decoded, _GENAI, at))
     for precision in BUILT if rivals.here() else ():
         at = _built(path, base, precision)
-        ways[f"{precision}, built and decoded by onnxruntime-genai"] = (
-            _read_per_token(at),
-            partial(_seconds, _GENAI, at),
-        )
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    bandwidth, before = [], processes.load()
+        run = partial(_decoded, _GENAI, at)
+        ways[f"{precision}, built and decoded by onnxruntime-genai"] = (_read_per_token(at), run)
+    found: dict[str, list[Seconds]] = {name: [] for name in ways}
+    reads, before = [], processes.load()
     for _ in range(rounds):
-        bandwidth.append(_bandwidth())
-        for name, (_, run) in ways.items():
-            found[name].append(run())
-    most = max(bandwidth)
+        for name, (_, decode) in ways.items():
+            reads.append(BLOCK / _seconds([sys.executable, "-c", READ, str(BLOCK)], {**os.environ, **_ONE}).processor)
+            found[name].append(decode())
+    most = max(reads)
     print(
-        f"decoding after {PROMPT} tokens, one row, {STEPS} steps; memory reads at {most / 1e9:.1f} GB/s; "
-        f"{rounds} rounds; load {before} before, {processes.load()} after\n"
+        f"decoding after {PROMPT} tokens, one row, {STEPS} steps, one thread, which reads {most / 1e9:.1f} GB "
+        f"of memory a second; {rounds} rounds; load {before} before, {processes.load()} after\n"
     )
     if not rivals.here():
         print(rivals.absence())
-    print("| graph | MB a token | bound, tokens/s | tokens/s | best | of the bound |\n|---|---|---|---|---|---|")
+    print("| graph | MB a token | bound, tokens/s | tokens a processor second | of the bound | tokens/s, best round |")
+    print("|---|---|---|---|---|---|")
     for name, (size, _) in ways.items():
-        bound, rate = most / size, 1 / median(found[name])
-        print(
-            f"| {name} | {size / 1e6:.0f} | {bound:.0f} | {rate:.1f} | {1 / min(found[name]):.1f} "
-            f"| {rate / bound:.0%} |"
-        )
+        bound, rate = most / size, 1 / median(each.processor for each in found[name])
+        best = 1 / min(each.wall for each in found[name])
+        print(f"| {name} | {size / 1e6:.0f} | {bound:.0f} | {rate:.1f} | {rate / bound:.0%} | {best:.1f} |")
     print()
 
 
@@ -135,17 +144,6 @@ def _read_per_token(at: Path) -> int:
     return total
 
 
-def _bandwidth() -> float:
-    """Bytes a second, of a product of a matrix and a vector, which does little but read, on all cores."""
-    matrix, vector = np.ones((BLOCK // 4 // 4096, 4096), np.float32), np.ones(4096, np.float32)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        matrix @ vector
-        seconds.append(time.perf_counter() - start)
-    return BLOCK / min(seconds)
-
-
 def _built(path: Path, base: Path, precision: str) -> Path:
     """What genai's builder makes of the model, which it takes only with a tokenizer."""
     named = base / "with-tokenizer"
@@ -159,6 +157,9 @@ def _built(path: Path, base: Path, precision: str) -> Path:
     at = base / f"built-{precision}"
     options: list[str | Path] = ["-i", named, "-o", at, "-p", precision, "-e", "cpu", "-c", base / "cache"]
     _output([rivals.PYTHON, "-m", rivals.BUILDER, *options], _clean())
+    written = json.loads((at / "genai_config.json").read_text())
+    written["model"]["decoder"]["session_options"]["intra_op_num_threads"] = 1
+    (at / "genai_config.json").write_text(json.dumps(written))
     return at
 
 
@@ -170,7 +171,7 @@ def _write_genai_config(at: Path) -> None:
     same = {each: each for each in ("input_ids", "attention_mask", "position_ids")}
     decoder = {
         "filename": "model.onnx",
-        "session_options": {},
+        "session_options": {"intra_op_num_threads": 1},
         "head_size": shape.hidden // shape.heads,
         "hidden_size": shape.hidden,
         "num_attention_heads": shape.heads,
@@ -185,12 +186,24 @@ def _write_genai_config(at: Path) -> None:
 
 
 _GENAI: list[str | Path] = [rivals.PYTHON, "-c", rivals.DECODE]
+_ONE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-def _seconds(program: list[str | Path], at: Path) -> float:
+@dataclass(frozen=True)
+class Seconds:
+    wall: float
+    processor: float
+
+
+def _decoded(program: list[str | Path], at: Path) -> Seconds:
     """Of a token, in a process of its own."""
-    output = _output([*program, at, str(PROMPT), str(STEPS)], _clean() if program is _GENAI else None)
-    return float(median(json.loads(output.splitlines()[-1])))
+    return _seconds([*program, at, str(PROMPT), str(STEPS)], _clean() if program is _GENAI else None)
+
+
+def _seconds(command: list[str | Path], environment: dict[str, str] | None) -> Seconds:
+    """The medians of the pairs that a program prints."""
+    wall, processor = zip(*json.loads(_output(command, environment).splitlines()[-1]), strict=True)
+    return Seconds(median(wall), median(processor))
 
 
 def _clean() -> dict[str, str]:

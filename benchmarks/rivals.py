@@ -31,9 +31,9 @@ generator = genai.Generator(model, params)
 generator.append_tokens(list(range(1, prompt + 1)))
 seconds = []
 for _ in range(steps):
-    start = time.perf_counter()
+    start = time.perf_counter(), time.process_time()
     generator.generate_next_token()
-    seconds.append(time.perf_counter() - start)
+    seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
 print(json.dumps(seconds[1:]))
 """
 
