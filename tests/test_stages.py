@@ -200,6 +200,14 @@ def test_published_without_a_verdict_none_goes_live(room: Path, tmp_path: Path) 
     assert command("repo", "promote", tmp_path / "models", "tiny-stage0").exit_code == 0
 
 
+@pytest.mark.parametrize("says", ["", "version_policy { specific { versions: [ 1 ] } }"])
+def test_models_of_others_beside_them_do_not_matter(says: str, repository: Path) -> None:
+    (repository / "others/1").mkdir(parents=True)
+    (repository / "others" / config.FILE).write_text(f'backend: "python"\n{says}\n')
+    report = validate(Request(subject=repository, model="tiny-stage1"))
+    assert report.passed, report.checks
+
+
 def test_a_stage_that_is_missing_is_named(room: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     command("publish", of_cache(room), "--model-repository", models, "--name", "tiny")

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from nemoport import artifact
-from nemoport.artifact import Artifact
+from nemoport.artifact import MANIFEST, Artifact
 from nemoport.errors import DamagedInput, UsageError
 from nemoport.exporters.targets.tokenizer import TEXT
 from nemoport.repository import config, ensemble, stages, versions
@@ -117,18 +117,26 @@ def _fellows(subject: Subject) -> list[_Placed]:
         raise UsageError(f"{subject.name} is stage {said.number} of {said.of}; validate the artifact that it is from")
     found: dict[int, _Placed] = {}
     for name in versions.models(subject.repository):
-        known = versions.state(subject.repository, name)
-        for version in known.every:
-            evidence = versions.evidence_of(subject.repository, name) / str(version)
-            theirs = stages.stage_of(artifact.read_manifest(evidence))
+        for each in _published(subject.repository, name):
+            theirs = stages.stage_of(artifact.read_manifest(each.evidence))
             if theirs and theirs.artifact == said.artifact:
-                found[theirs.number] = _version(versions.locate(subject.repository, name, known.directory(version)))
+                found[theirs.number] = _version(each)
     if missing := sorted(set(range(said.of)) - found.keys()):
         raise DamagedInput(
             f"{subject.name} is stage {said.number} of {said.of}, and stage {missing[0]} is not in the repository; "
             "publish their artifact again"
         )
     return [found[number] for number in range(said.of)]
+
+
+def _published(repository: Path, name: str) -> Iterator[Located]:
+    """The versions of a model that nemoport put there; of what others put beside them there is no evidence."""
+    ours = {manifest.parent.name for manifest in versions.evidence_of(repository, name).glob(f"*/{MANIFEST}")}
+    if ours:
+        known = versions.state(repository, name)
+        for version in known.every:
+            if str(version) in ours:
+                yield versions.locate(repository, name, known.directory(version))
 
 
 def _ensemble(subject: Subject, row: list[_Placed], scratch: Path) -> _Placed:
