@@ -58,7 +58,7 @@ def write(directory: Path, build: Build, source: Path, made: Artifact, request: 
     _write(directory / "job.yaml", yaml.safe_dump(_kubernetes(directory, build), sort_keys=False).encode())
     for name in ("Dockerfile", "README.md", SCRIPT):
         text = _environment().get_template(f"job/{name}").render(said)
-        _write(directory / name, text.encode())
+        write_atomically(directory / name, text.encode())
     (directory / SCRIPT).chmod(0o755)
 
 
@@ -66,7 +66,8 @@ def request(directory: Path) -> Mapping[str, Any] | None:
     """Which build a directory is the job of; None where nothing is yet, empty where it is of something else."""
     if (directory / REQUEST).is_file():
         with suppress(ValueError):
-            return dict(json.loads((directory / REQUEST).read_bytes()))
+            said = json.loads((directory / REQUEST).read_bytes())
+            return said if isinstance(said, dict) else {}
     elif not os.path.lexists(directory) or (directory.is_dir() and all(map(_begun, directory.iterdir()))):
         return None
     return {}

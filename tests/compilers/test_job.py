@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from exporters.commands import command
+from exporters.commands import command, sentence
 from exporters.conftest import Once
 from exporters.fixtures import LLAMA
 
@@ -123,6 +123,17 @@ def test_any_directory_has_a_name_that_kubernetes_takes(name: str, once: Once, t
     assert ended.exit_code == 0, ended.stderr
     said = yaml.safe_load((tmp_path / f"{name}.job/job.yaml").read_text())
     assert LABEL.fullmatch(said["metadata"]["name"])
+
+
+@pytest.mark.parametrize("content", ["null", "[1]", '{"to": "trtllm"}', "{", "\udcff"])
+def test_a_directory_of_something_else_is_left_alone(content: str, once: Once, tmp_path: Path) -> None:
+    taken = tmp_path / "engines.job/request.json"
+    taken.parent.mkdir()
+    taken.write_bytes(before := content.encode(errors="surrogateescape"))
+    ended = command("compile", once(LLAMA["nemo2"], "trtllm", tp=2), "--to", "trtllm", "-o", tmp_path / "engines")
+    assert ended.exit_code == 2
+    assert "remove it, or choose another directory with -o" in sentence(ended.stderr)
+    assert taken.read_bytes() == before
 
 
 INSTRUCTIONS = {"FROM", "COPY", "RUN", "USER", "ENV", "WORKDIR", "ENTRYPOINT"}
