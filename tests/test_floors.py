@@ -110,6 +110,10 @@ def test_help_imports_neither_numpy_nor_torch(arguments: list[str]) -> None:
     assert not loaded & {"numpy", "torch", "onnx", "onnxruntime", "safetensors", "rich", "yaml", "blake3", "ml_dtypes"}
 
 
+def test_what_builders_may_be_told_is_known_without_what_they_build_with() -> None:
+    assert not loaded_by("compile", "--help") & {"numpy", "torch", "onnx", "onnxruntime", "safetensors"}
+
+
 @pytest.mark.parametrize("target", ["hf", "trtllm", "onnx", "vllm", "llmapi"])
 def test_converting_imports_no_torch(target: str, tmp_path: Path) -> None:
     loaded = loaded_by("convert", str(SOURCE), "--to", target, "-o", str(tmp_path / "out"))

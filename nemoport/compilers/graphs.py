@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemoport.artifact import Artifact, Signature, stage_place
 from nemoport.errors import DamagedInput, UnsupportedInput
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 GRAPH = "model.onnx"
 
@@ -30,6 +34,17 @@ def parts(artifact: Path, made: Artifact) -> tuple[Part, ...]:
         raise DamagedInput(f"{artifact} does not say what goes in and out; convert again")
     staged = (Part(stage_place(number), signature) for number, signature in enumerate(made.stages))
     return tuple(staged) or (Part("", made.signature),)
+
+
+def read(path: Path, way_out: str) -> ModelProto:
+    """A graph without its weights; refused, with the way out, where it is none."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(path, load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise DamagedInput(f"{path} is no graph of ONNX ({error}); {way_out}") from error
 
 
 def beside(made: Artifact) -> tuple[str, ...]:

@@ -197,14 +197,27 @@ def test_whatever_was_converted_can_be_compiled(plan: Sequence[object], made: Pa
     assert not [check for check in report.checks if not check.passed]
 
 
-@pytest.mark.parametrize("how", [("int8", "portable"), ("int8", "ort"), ("int4", "portable")])
+@pytest.mark.parametrize(
+    "how", [("int8", "portable"), ("int8", "ort"), ("int4", "portable"), ("int8_dynamic", "portable")]
+)
 def test_what_is_quantized_is_refused_with_the_way_out(how: tuple[str, str], made: Path, tmp_path: Path) -> None:
     method, profile = how
     plan = ("--quantize", method, "--profile", profile, *(("--group", 16) if method == "int4" else ()))
     done(command("convert", made.with_name("source"), "--to", "onnx", *plan, "-o", tmp_path / "made"))
     told = command("compile", tmp_path / "made", "--to", "onnxruntime", "-o", tmp_path / "no")
     assert told.exit_code == 3
-    assert "serve it as it is, or convert with --profile ort" in sentence(told.stderr)
+    assert "serve it as it is: of --profile ort int4 and int8 are packed" in sentence(told.stderr)
+
+
+@pytest.mark.parametrize("to", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("damage", [lambda graph: graph.write_bytes(graph.read_bytes()[:999]), Path.unlink])
+def test_a_damaged_graph_is_refused(to: str, damage: Callable[[Path], None], made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "made")
+    damage(tmp_path / "made/model.onnx")
+    told = command("compile", tmp_path / "made", "--to", to, "-o", tmp_path / "no")
+    assert told.exit_code == 3
+    assert "is no graph of ONNX" in sentence(told.stderr)
+    assert "; convert again" in sentence(told.stderr)
 
 
 def test_what_would_be_of_no_use_is_refused(made: Path, compiled: Path, tmp_path: Path) -> None:

@@ -229,13 +229,15 @@ def test_the_line_for_trtexec_says_the_same(made: Path, tmp_path: Path) -> None:
 
 
 def test_graphs_that_the_parser_refuses_are_refused_before_anything_is_built(made: Path, tmp_path: Path) -> None:
-    how = ("--to", "onnx", "--quantize", "int8", "--dtype", "float32")
-    for profile, code in (("portable", 0), ("ort", 3)):
-        place = tmp_path / profile
-        done(command("convert", made.with_name("source"), *how, "--profile", profile, "-o", place))
+    said = []
+    for method, profile, code in (("int8", "portable", 0), ("int8_dynamic", "portable", 3), ("int8", "ort", 3)):
+        place, how = tmp_path / f"{method} {profile}", ("--to", "onnx", "--quantize", method, "--profile", profile)
+        done(command("convert", made.with_name("source"), *how, "--dtype", "float32", "-o", place))
         told = command("compile", place, "--to", "tensorrt", "--dry-run", "-o", tmp_path / "plan")
         assert told.exit_code == code, told.stderr
-    assert "com.microsoft.MatMulNBits, for which it has no importer" in sentence(told.stderr)
+        said.append(told.stderr)
+    assert "in place of --quantize int8_dynamic with int8" in sentence(said[1])
+    assert "com.microsoft.MatMulNBits, for which it has no importer" in sentence(said[2])
     assert not (tmp_path / "plan.job").exists()
     done(command("compile", made, "--to", "onnxruntime", "-o", tmp_path / "optimized"))
     again = command("compile", tmp_path / "optimized", "--to", "tensorrt", "-o", tmp_path / "plan")

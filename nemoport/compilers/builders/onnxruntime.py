@@ -14,9 +14,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import onnx
-from google.protobuf.message import DecodeError
-
 from nemoport.artifact import Artifact
 from nemoport.compilers import graphs, machine
 from nemoport.compilers.build import ARTIFACT, PRODUCT, Build, Fact, Facts, Option, Program
@@ -119,10 +116,7 @@ def check(product: Path, facts: Facts, parts: tuple[Part, ...]) -> None:
     """Every graph there, with the ends that it had and all of its weights."""
     for part in parts:
         path = product / part.place / GRAPH
-        try:
-            graph = onnx.load(path, load_external_data=False).graph
-        except (OSError, DecodeError) as error:
-            raise DamagedInput(f"{path} is no graph that ONNX Runtime wrote ({error}); build again") from error
+        graph = graphs.read(path, "build again").graph
         for ends, wanted in ((graph.input, part.signature.inputs), (graph.output, part.signature.outputs)):
             if [end.name for end in ends] != [tensor.name for tensor in wanted]:
                 raise DamagedInput(f"{path} takes or gives other tensors than the graph it was made of; build again")
@@ -134,11 +128,12 @@ def check(product: Path, facts: Facts, parts: tuple[Part, ...]) -> None:
 
 
 def _check_plain(path: Path) -> None:
-    if packed := [node for node in onnx.load(path, load_external_data=False).graph.node if node.op_type in QUANTIZED]:
+    nodes = graphs.read(path, "convert again").graph.node
+    if packed := [node for node in nodes if node.op_type in QUANTIZED]:
         raise UnsupportedInput(
             f"{path} is quantized ({packed[0].op_type} at {packed[0].name}), and what the optimizer packs anew cannot "
-            "be compared with the source any more; serve it as it is, or convert with --profile ort, whose weights are "
-            "packed for ONNX Runtime already"
+            "be compared with the source any more; serve it as it is: of --profile ort int4 and int8 are packed for "
+            "ONNX Runtime already"
         )
 
 

@@ -14,14 +14,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from nemoport.artifact import Artifact
 from nemoport.compilers import graphs, machine, profiles
 from nemoport.compilers.build import ARTIFACT, PRODUCT, Build, Fact, Facts, Option, Program
 from nemoport.compilers.gpu import DRIVER, SM
 from nemoport.compilers.graphs import GRAPH, Part
-from nemoport.compilers.onnx_parser import refusals
 from nemoport.compilers.options import CONTAINER, TIMING_CACHE, image
 from nemoport.compilers.profiles import Bounds
 from nemoport.errors import DamagedInput, UnsupportedInput, UsageError
@@ -105,10 +102,12 @@ def check(product: Path, facts: Facts, parts: tuple[Part, ...]) -> None:
 
 
 def _check_parses(path: Path) -> None:
-    if refused := list(refusals(onnx.load(path, load_external_data=False))):
+    from nemoport.compilers.onnx_parser import refusals
+
+    if refused := list(refusals(graphs.read(path, "convert again"))):
         raise UnsupportedInput(
             f"TensorRT's parser does not take {path}: {refused[0]} ({len(refused)} such nodes); "
-            "convert with --profile portable"
+            "convert with --profile portable, and in place of --quantize int8_dynamic with int8"
         )
 
 
