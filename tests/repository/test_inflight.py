@@ -474,6 +474,30 @@ def test_a_damaged_engine_is_refused(damage: str, tmp_path: Path) -> None:
     assert refused(made, tmp_path / "out")[0] == 3
 
 
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("tokenizer.json", '"x"'),
+        ("tokenizer.json", '{"model": [1]}'),
+        ("tokenizer.json", '{"model": {"vocab": [1]}}'),
+        ("tokenizer.json", '{"model": {"vocab": {"a": "b"}}}'),
+        ("tokenizer.json", '{"added_tokens": [{"text": "</s>"}]}'),
+        ("tokenizer_config.json", '{"eos_token": {"text": "</s>"}}'),
+        ("tokenizer_config.json", '{"eos_token": ["</s>"]}'),
+        ("generation_config.json", '{"eos_token_id": "</s>"}'),
+        ("generation_config.json", '{"eos_token_id": [1, -1]}'),
+        ("generation_config.json", '{"eos_token_id": 2.5}'),
+        ("generation_config.json", '{"eos_token_id": 300}'),
+    ],
+)
+def test_a_tokenizer_that_does_not_say_its_tokens_is_refused(file: str, content: str, tmp_path: Path) -> None:
+    made = engine(tmp_path / "engine")
+    (made / file).write_text(content)
+    code, said = refused(made, tmp_path / "out")
+    assert code == 3
+    assert said.endswith(("save the tokenizer again", "give its own tokenizer with --tokenizer")), said
+
+
 def test_nothing_is_written_over(tmp_path: Path) -> None:
     made = engine(tmp_path / "engine")
     laid_out(made, tmp_path / "out")

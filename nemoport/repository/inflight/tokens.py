@@ -23,16 +23,21 @@ def settings(directory: Path, vocab_size: int) -> dict[str, Any]:
             f"{directory} has no {FILE}; give the directory of the tokenizer with --tokenizer, or load it with "
             "transformers' AutoTokenizer and save it there with save_pretrained"
         )
-    ids = _ids(directory)
-    ends = _generated(directory) or [ids[name] for name in _named(directory, "eos_token") if name in ids][:1]
+    try:
+        ids = _ids(directory)
+        pads = [ids[name] for name in _named(directory, "pad_token") if name in ids]
+        ends = _generated(directory) or [ids[name] for name in _named(directory, "eos_token") if name in ids][:1]
+        most = max((*ids.values(), *ends), default=0)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise DamagedInput(
+            f"{directory} does not say its tokens as transformers does ({error!r}); save the tokenizer again"
+        ) from error
     if not ends:
         raise UnsupportedInput(f"{directory} does not say where a text ends; put eos_token into tokenizer_config.json")
-    if max(ids.values(), default=0) >= vocab_size:
+    if most >= vocab_size:
         raise UnsupportedInput(
-            f"{directory} knows the token {max(ids.values())}, and the engine {vocab_size}; give its own tokenizer "
-            "with --tokenizer"
+            f"{directory} knows the token {most}, and the engine {vocab_size}; give its own tokenizer with --tokenizer"
         )
-    pads = [ids[name] for name in _named(directory, "pad_token") if name in ids]
     return {
         "end_id": ends[0],
         "pad_id": (pads or ends)[0],
@@ -49,7 +54,8 @@ def _ids(directory: Path) -> dict[str, int]:
     model = said.get("model") or {}
     vocabulary = model.get("vocab") or {}
     known = dict(vocabulary) if isinstance(vocabulary, dict) else {row[0]: i for i, row in enumerate(vocabulary)}
-    return known | {row["content"]: row["id"] for row in said.get("added_tokens") or ()}
+    known |= {row["content"]: row["id"] for row in said.get("added_tokens") or ()}
+    return {name: _id(each) for name, each in known.items()}
 
 
 def _generated(directory: Path) -> list[int]:
@@ -57,7 +63,13 @@ def _generated(directory: Path) -> list[int]:
     if not (directory / "generation_config.json").is_file():
         return []
     said = _read(directory / "generation_config.json").get("eos_token_id")
-    return [said] if isinstance(said, int) else list(said or ())
+    return [_id(each) for each in (said if isinstance(said, list) else [said] if said is not None else [])]
+
+
+def _id(said: Any) -> int:
+    if not isinstance(said, int) or said < 0:
+        raise ValueError(f"the id {said!r}")
+    return said
 
 
 def _named(directory: Path, word: str) -> list[str]:
