@@ -140,7 +140,9 @@ def test_directions_by_hand() -> None:
 
 def test_labels_by_hand() -> None:
     wanted = np.array([[0.0], [1.0], [2.0], [3.0]])
-    assert labels(wanted + 0.0, wanted).measures == labels(wanted, wanted).measures
+    same = labels(wanted, wanted)
+    assert (same.texts, same.moved, same.top1) == (4, 0, 1)
+    assert same.kl_max == pytest.approx(0, abs=1e-12)
     found = labels(wanted[[0, 2, 1, 3]], wanted)
     assert found.moved == pytest.approx(1 / 6)
     p, q = 1 / (1 + np.exp(-np.array([1.0, 2.0])))
