@@ -22,7 +22,7 @@ from nemoport.artifact import MANIFEST, ORIGIN, Artifact
 from nemoport.compatibility import Runtime
 from nemoport.compilers import job, meant
 from nemoport.compilers.build import PRODUCT, Build, Option
-from nemoport.errors import UnsupportedInput, UsageError
+from nemoport.errors import DamagedInput, UnsupportedInput, UsageError
 
 BUILDERS = "nemoport.compilers.builders"
 
@@ -115,8 +115,11 @@ def _write(planned: Plan) -> None:
 def _finish(planned: Plan) -> None:
     """Check the product, write its manifest, and make it the artifact."""
     build, product = planned.build, planned.job / PRODUCT
-    built_with = job.facts(planned.job)
-    build.check(product, built_with)
+    try:
+        built_with = job.facts(planned.job)
+        build.check(product, built_with)
+    except DamagedInput as error:  # the script leaves alone what looks complete
+        raise DamagedInput(f"{error}, once {product} is removed") from error
     for name in build.carried:
         (product / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(planned.source / name, product / name)

@@ -106,7 +106,7 @@ def facts(directory: Path) -> Facts:
         rows = [line.split(" ", 1) for line in path.read_text().splitlines()]
         return {name: int(value) if value.isdecimal() else value for name, value in rows}
     except (OSError, ValueError) as error:
-        raise DamagedInput(f"{path} is not what {SCRIPT} wrote ({error}); run {SCRIPT} again") from error
+        raise DamagedInput(f"{path} is not what {SCRIPT} wrote ({error}); build again") from error
 
 
 def lost(build: Build, directory: Path) -> MachineError:

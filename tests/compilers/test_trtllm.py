@@ -166,6 +166,20 @@ def test_a_product_that_is_not_what_was_asked_for_becomes_no_artifact(
     assert not (tmp_path / "engines").exists()
 
 
+def test_a_product_that_is_refused_is_built_again_as_the_sentence_says(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    product = tmp_path / "engines.job/product"
+    with monkeypatch.context() as inside:
+        machine(tmp_path / "odd", more='(out / "rank1.engine").unlink()').enter(inside)
+        assert refused(checkpoint, tmp_path / "engines")[1].endswith(f"; build again, once {product} is removed")
+    machine(tmp_path / "sound").enter(monkeypatch)
+    assert refused(checkpoint, tmp_path / "engines")[0] == 3
+    shutil.rmtree(product)
+    ended = command("compile", checkpoint, "--to", "trtllm", "-o", tmp_path / "engines")
+    assert ended.exit_code == 0, ended.stderr
+
+
 @pytest.mark.parametrize(
     "options, words",
     [

@@ -173,7 +173,7 @@ def check(product: Path, facts: Facts, ranks: int) -> None:
     if said != facts.get(RELEASE.name) or world != ranks:
         raise DamagedInput(
             f"{product}/config.json is of TensorRT-LLM {said} and {world} ranks, {facts.get('tensorrt_llm')} and "
-            f"{ranks} were to build it; remove it and build again"
+            f"{ranks} were to build it; build again"
         )
 
 
