@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from blake3 import blake3
@@ -74,9 +75,9 @@ def read(path: Path, tokenizer: Tree | None, limits: Limits, option: str = "--ca
 
 def _ids(path: Path, option: str) -> NDArray[np.int64]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, TypeError, BadZipFile) as error:  # TypeError: it is a bare array
         raise DamagedInput(f"{option} {path} is no .npz file ({error}); copy it again") from error
     found = arrays.get("tokens", next(iter(arrays.values())) if len(arrays) == 1 else None)
     if found is None or found.ndim != 2 or not found.size or found.dtype.kind not in "iu":

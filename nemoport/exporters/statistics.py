@@ -66,10 +66,10 @@ def read(path: Path) -> tuple[Statistics, str]:
     if not place.is_file():
         raise UsageError(f"{place} does not exist; give a {FILE} that a quantizing convert wrote")
     try:
-        with np.load(place, allow_pickle=False) as stored:
+        with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         said = json.loads(arrays.pop(_SAID).tobytes()) if _SAID in arrays else {}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DamagedInput(f"{place} is no file of statistics ({error}); give the {FILE} of an artifact") from error
     if odd := [name for name, array in arrays.items() if array.dtype != np.float32 or "/" not in name]:
         raise DamagedInput(f"{place} is no file of statistics: it holds {odd[0]}; give token ids with --calib")

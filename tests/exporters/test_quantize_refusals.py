@@ -142,6 +142,17 @@ def _saved(**arrays: Any) -> Callable[[Path], Path]:
     return write
 
 
+def _half(at: Path) -> Path:
+    whole = _saved(tokens=np.zeros((2, 3), np.int64))(at)
+    whole.write_bytes(whole.read_bytes()[:-40])
+    return whole
+
+
+def _bare(at: Path) -> Path:
+    np.save(at / "ids.npy", np.zeros((2, 3), np.int64))
+    return (at / "ids.npy").rename(at / "ids.npz")
+
+
 BAD_INPUT: dict[str, tuple[Callable[[Path], Path], int, str]] = {
     "no text": (_written("empty.txt", ""), 2, "no token came of it"),
     "blank lines of JSON": (_written("empty.jsonl", "\n\n"), 2, "no token came of it"),
@@ -150,6 +161,8 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], Path], int, str]] = {
     "no UTF-8": (_written("bad.txt", b"\xff\xfe\xfa"), 3, "is no UTF-8 text"),
     "no file": (lambda at: at / "none.txt", 2, "is no file"),
     "no archive": (_written("bad.npz", "x"), 3, "is no .npz file"),
+    "half of an archive": (_half, 3, "is no .npz file"),
+    "an array by itself": (_bare, 3, "is no .npz file"),
     "no ids": (_saved(tokens=np.zeros((2, 3), np.float32)), 3, "has no `tokens`"),
     "ids beyond the vocabulary": (_saved(tokens=np.full((2, 3), 300)), 2, "outside of the vocabulary"),
 }
@@ -161,6 +174,12 @@ def test_bad_input_for_calibration_is_a_sentence(
 ) -> None:
     path = LLAMA["nemo2"].path
     assert said in refused(path, tmp_path, "--quantize", "fp8", "--calib", write(tmp_path), code=code)
+
+
+@pytest.mark.parametrize("write", [_half, _bare, _written("x.npz", "x"), _written("x.npz", "")])
+def test_what_is_no_file_of_statistics_is_refused(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    asked = ("--quantize", "fp8", "--calib-stats", write(tmp_path))
+    assert "is no file of statistics" in refused(JUDGE, tmp_path, *asked, code=3)
 
 
 def test_other_requests_that_make_no_sense_are_a_sentence(tmp_path: Path) -> None:
