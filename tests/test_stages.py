@@ -208,6 +208,14 @@ def test_models_of_others_beside_them_do_not_matter(says: str, repository: Path)
     assert report.passed, report.checks
 
 
+def test_a_release_that_does_not_load_them_is_refused_in_the_words_of_the_whole(room: Path, tmp_path: Path) -> None:
+    more = ("--model-repository", tmp_path / "models", "--name", "tiny", "--triton-release", "24.10")
+    result = command("publish", of_cache(room), *more)
+    assert result.exit_code == 5
+    assert f"{of_cache(room)} cannot be published as tiny" in sentence(result.stderr)
+    assert not (tmp_path / "models").exists()
+
+
 def test_a_stage_that_is_missing_is_named(room: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     command("publish", of_cache(room), "--model-repository", models, "--name", "tiny")

@@ -29,7 +29,7 @@ def bounds(signature: Signature, longest: int, given: Iterable[str]) -> dict[str
     """Of every axis that varies: as given, `NAME=LEAST:BEST:MOST`, or as is usual for texts of up to `longest`."""
     varies = dict.fromkeys(axis for tensor in signature.inputs for axis in tensor.shape if isinstance(axis, str))
     free = [axis for axis in (BATCH, SEQUENCE, PAST) if axis in varies]
-    found = _usual(free, longest) | dict(_read(text, free) for text in given)
+    found = _usual(free, longest) | _given(given, free)
     if PAST in found:
         found[TOTAL] = found[PAST] + found[SEQUENCE]
     assert found.keys() == varies.keys(), varies
@@ -39,6 +39,16 @@ def bounds(signature: Signature, longest: int, given: Iterable[str]) -> dict[str
         raise UsageError(
             f"the profile has {tokens} tokens of a text, and the model takes {longest}; say --axis {way_out}"
         )
+    return found
+
+
+def _given(texts: Iterable[str], free: list[str]) -> dict[str, Bounds]:
+    found: dict[str, Bounds] = {}
+    for text in texts:
+        axis, bounded = _read(text, free)
+        if axis in found:
+            raise UsageError(f"--axis {axis} is given twice; a plan has one profile, so give its bounds once")
+        found[axis] = bounded
     return found
 
 

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from nemoport import artifact
 from nemoport.artifact import Artifact, File, stage_place
 from nemoport.compatibility import Runtime
-from nemoport.repository import ensemble, gate, publish
+from nemoport.repository import ensemble, gate, publish, stamps
 from nemoport.repository.publish import Published
 
 STAGE = "stage"
@@ -62,6 +62,7 @@ def publish_all(
     if not made.stages:
         return (published(directory, name),)
     publish.check_paths(directory, made)
+    stamps.for_first(made, runtime, f"{directory} cannot be published as {name}")
     artifact.verify(directory, made)
     with TemporaryDirectory(prefix="nemoport-") as scratch:
         parts = split(directory, made, Path(scratch))

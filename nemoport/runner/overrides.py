@@ -56,8 +56,8 @@ def placed_files(model: str, overrides: Overrides) -> tuple[Path, Path]:
     """A directory that is the caller's to remove, and in it the model."""
     scratch = Path(tempfile.mkdtemp(prefix="nemoport-load-"))
     directory = scratch / model
-    directory.mkdir()
     try:
+        directory.mkdir()
         for name, content in overrides.files.items():
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -177,6 +177,8 @@ def test_bounds_that_cannot_be_are_refused(given: str, said: str) -> None:
     assert signature
     with pytest.raises(UsageError, match=said):
         profiles.bounds(signature, 77, [given])
+    with pytest.raises(UsageError, match="--axis batch is given twice"):
+        profiles.bounds(signature, 77, ["batch=1:1:4", "batch=1:1:8"])
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import tritonclient.http
 from tritonserver import tritonserver
 
 from nemoport.errors import DamagedInput
-from nemoport.runner.overrides import overrides_from
+from nemoport.runner.overrides import overrides_from, placed_files
 from nemoport.runner.polling import poll, polling
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.request import request_of
@@ -133,6 +134,15 @@ def test_a_file_in_the_way_of_another_is_the_client_s_fault(tmp_path: Path) -> N
     server = start([tmp_path], explicit=True)
     with pytest.raises(Refusal, match="its files cannot be written"):
         server.load("m", overrides_from("m", {"config": "{}", "file:1": b"", "file:1/model.onnx": b""}))
+
+
+def test_a_name_that_no_file_system_holds_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(Refusal, match="its files cannot be written"):
+        placed_files("m" * 300, overrides_from("m", {"config": "{}", "file:1/model.onnx": b""}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_explicit_mode_is_asked_for(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import grpc
@@ -23,7 +24,9 @@ from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from nemoport.runner.grpc.messages import shortened
+from nemoport.runner.model import ModelVersion
 from nemoport.runner.refusal import Refusal
+from nemoport.runner.request import Response
 from nemoport.runner.serve import Addresses, serving_all
 from nemoport.runner.server import start
 
@@ -217,6 +220,34 @@ def test_a_stream_answers_in_order_and_survives_errors(addresses: Addresses) -> 
     assert [result.as_numpy("OUTPUT0")[0, 0] for result in good] == [2 * value for value in range(50)]
     assert [str(error) for _, error in found if error] == ["Request for unknown model: 'nope' is not found"] * 5
     assert [at for at, (_, error) in enumerate(found) if error] == [4, 15, 26, 37, 48]
+
+
+def test_a_stream_goes_on_after_a_model_that_fails_when_it_has_answered(
+    addresses: Addresses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = ModelVersion.submit
+
+    def broken(self: ModelVersion, request: Any, deliver: Callable[[Response], None], *more: Any) -> Any:
+        told = Event()
+
+        def answered(response: Response) -> None:
+            deliver(response)
+            told.set()
+
+        submit(self, request, answered)
+        assert told.wait(10)
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr(ModelVersion, "submit", broken)
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    with triton.InferenceServerClient(addresses.grpc) as client:
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        for value in range(3):
+            client.async_stream_infer("simple", two(value), request_id=str(value))
+        found = [answers.get(timeout=10) for _ in range(3)]
+        client.stop_stream()
+    assert [error or result.get_response().id for result, error in found] == ["0", "1", "2"]
+    assert answers.empty()
 
 
 AIO = """

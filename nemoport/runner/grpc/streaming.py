@@ -123,6 +123,8 @@ class _Conversation:
         """What the model said, or that it was not asked."""
         messages = _messages(turn.request, what)
         with self._lock:
+            if turn.ended:  # it failed after its last answer
+                return
             (turn.messages if turn.in_order else self._outbox).extend(messages)
             turn.ended = isinstance(what, Refusal) or what.last
             while self._in_order and self._in_order[0].ended:
