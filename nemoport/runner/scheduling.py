@@ -173,7 +173,7 @@ class Scheduler:
     def _tell(self, dropped: Sequence[tuple[Job, Refusal]]) -> None:
         for job, refusal in dropped:
             self._statistics.dropped(job, refusal)
-            job.deliver(refusal, True)
+            self._answer(job, refusal)
 
     def _wait(self, now: int, wait: int) -> None:
         deadline = self._queue.next_deadline(self._ahead())
@@ -194,7 +194,14 @@ class Scheduler:
         self._statistics.executed(jobs, outcome, began, time.monotonic_ns())
         for job, reply in zip(jobs, outcome.replies, strict=True):
             if reply is not None:
-                job.deliver(reply, True)
+                self._answer(job, reply)
+
+    def _answer(self, job: Job, reply: Reply) -> None:
+        """The last of a job. Whoever waits for one may fail over it; the others of its batch wait too."""
+        try:
+            job.deliver(reply, True)
+        except Exception:
+            log.exception("an answer of model '%s' could not be delivered", self._name)
 
 
 @dataclass(slots=True)

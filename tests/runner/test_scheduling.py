@@ -469,6 +469,24 @@ def test_a_slow_job_among_quick_ones_holds_up_no_reader(config: str) -> None:
         assert [answer.result(5)[0, 0] for answer in [slow, *quick]] == [2, *(2 * value for value in range(20))]
 
 
+@pytest.mark.parametrize("quick", [True, False], ids=["where it is read", "on a thread of the model"])
+def test_who_fails_over_an_answer_takes_no_other_along(quick: bool) -> None:
+    model, reader, pace = Model(), Reader(), Pace()
+    model.go_on.set()
+    if quick:
+        pace.took([a_job()], 0)
+
+    def fails(reply: Reply | None, last: bool) -> None:
+        raise ValueError("a mistake of who waits")
+
+    with paced(model.execute, "dynamic_batching {}", pace) as scheduler:
+        for _ in range(2):  # in one batch, or after it: the model goes on
+            scheduler.submit(a_job(to=fails), reader.when_idle)
+            answer = send(scheduler, 1, to=reader)
+            reader.rest()
+            assert answer.result(5)[0, 0] == 2
+
+
 def test_quick_jobs_that_wait_for_their_reader_are_executed_when_the_model_closes() -> None:
     model, reader, pace = Model(), Reader(), Pace()
     model.go_on.set()
