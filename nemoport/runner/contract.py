@@ -45,8 +45,8 @@ class Contract:
 
 def accept(request: InferRequest, contract: Contract) -> dict[str, Array]:
     """The arrays to run the model on, in the model's shapes; refuses, in Triton's order, what does not fit."""
-    _check_distinct("output", request.outputs, request.label)
-    _check_distinct("input", [tensor.name for tensor in request.inputs], request.label)
+    _check_distinct("output", request.outputs, request)
+    _check_distinct("input", [tensor.name for tensor in request.inputs], request)
     for name in request.outputs:
         if name not in contract.outputs:
             raise Refusal(f"unexpected inference output '{name}' for model '{contract.model}'")
@@ -97,15 +97,17 @@ def raw_input(buffer: Buffer, contract: Contract) -> InputTensor:
     return InputTensor(tensor.name, tensor.datatype, tuple(shape), buffer)
 
 
-def _check_distinct(kind: str, names: Sequence[str], label: str) -> None:
+def _check_distinct(kind: str, names: Sequence[str], request: InferRequest) -> None:
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise Refusal(f"{label}{kind} '{twice}' already exists in request")
+        raise Refusal(f"{request.label}{kind} '{twice}' already exists in request")
 
 
 def _check_count(request: InferRequest, contract: Contract) -> None:
+    if len(request.inputs) == len(contract.inputs):
+        return
     required = [name for name, tensor in contract.inputs.items() if not tensor.optional]
-    if len(required) <= len(request.inputs) <= len(contract.inputs):
+    if len(required) <= len(request.inputs) < len(contract.inputs):
         return
     given = [tensor.name for tensor in request.inputs]
     total = len(contract.inputs)

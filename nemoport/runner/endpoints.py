@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from nemoport.errors import MachineError
-from nemoport.runner.http.corked import CorkedProtocol
+from nemoport.runner.http.protocol import Protocol as HttpProtocol
+from nemoport.runner.http.protocol import Watch
 from nemoport.runner.server import Server
 
 _IDLE_CONNECTION_SECONDS = 600  # clients keep pools of connections, and do not expect one to close under them
@@ -54,7 +56,7 @@ class HttpEndpoint:
     async def open(self) -> str:
         config = uvicorn.Config(
             self.app,
-            http=CorkedProtocol,
+            http=partial(HttpProtocol, Watch()),  # type: ignore[arg-type]  # uvicorn only calls it
             proxy_headers=False,
             ws="none",
             lifespan="off",

@@ -37,7 +37,7 @@ class Job:
     """Jobs of one kind can be executed as one batch."""
 
     def __post_init__(self) -> None:
-        self.kind = tuple(sorted((name, array.shape[1:]) for name, array in self.feeds.items()))
+        self.kind = tuple(sorted([(name, array.shape[1:]) for name, array in self.feeds.items()]))
 
     def cancel(self) -> None:
         """It is not executed if it still waits; a python model under way can see that nobody listens."""
@@ -58,7 +58,7 @@ Run = Callable[[Sequence[Job], int], Outcome]
 
 
 def job_of(request: InferRequest, feeds: Mapping[str, Array], wanted: tuple[str, ...], items: int, to: Deliver) -> Job:
-    priority, timeout = (_whole_number(request, name) for name in ("priority", "timeout"))
+    priority, timeout = _whole_number(request, "priority"), _whole_number(request, "timeout")
     return Job(request, feeds, wanted, items, to, priority, timeout)
 
 

@@ -104,7 +104,7 @@ class ModelVersion:
         if reply is None or isinstance(reply, Refusal):
             return Response(reply, last)
         try:
-            outputs = tuple(self._output(name, array, request) for name, array in reply.items())
+            outputs = tuple([self._output(name, array, request) for name, array in reply.items()])
         except Refusal as refusal:
             return Response(refusal, last)
         return Response(InferResponse(self.name, self.version, outputs, request.id), last)

@@ -46,11 +46,11 @@ class Queue:
 
     def __init__(self, policies: tuple[Policy, ...] = (Policy(),), default_priority: int = 1) -> None:
         self._levels = [Level(policy) for policy in policies]
-        self._default = default_priority
+        self._default, self._size = default_priority, 0
         self._times_out = any(policy.timeout_us for policy in policies)
 
     def __len__(self) -> int:
-        return sum(len(level.waiting) + len(level.late) for level in self._levels)
+        return self._size
 
     def __iter__(self) -> Iterator[Job]:
         """In the order of execution."""
@@ -62,6 +62,7 @@ class Queue:
             raise Refusal(f"{job.request.label}Exceeds maximum queue size", Code.UNAVAILABLE)
         job.queued, job.deadline = now, level.policy.deadline(job.timeout_us, now)
         level.waiting.append(job)
+        self._size += 1
 
     def pop(self, count: int) -> list[Job]:
         taken: list[Job] = []
@@ -69,6 +70,7 @@ class Queue:
             for line in (level.waiting, level.late):
                 while line and len(taken) < count:
                     taken.append(line.popleft())
+        self._size -= len(taken)
         return taken
 
     def drop(self, now: int, ahead: int) -> list[tuple[Job, Refusal]]:
@@ -86,6 +88,7 @@ class Queue:
                 else:
                     job.deadline = None
                     level.late.append(job)
+        self._size -= len(dropped)
         return dropped
 
     def next_deadline(self, ahead: int) -> int | None:

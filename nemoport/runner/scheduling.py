@@ -60,7 +60,7 @@ class Scheduler:
                 if self._closed:
                     raise Refusal(f"{job.request.label}model '{self._name}' is being unloaded", Code.UNAVAILABLE)
                 self._queue.put(job, time.monotonic_ns())
-                self._statistics.queued()
+                self._statistics.pending += 1
                 if self._line is not None:
                     self._line.join(job)
                 if when_idle is None or not self._is_quick(job):
@@ -129,7 +129,7 @@ class Scheduler:
         while True:
             with self._changed:
                 now = time.monotonic_ns()
-                dropped = self._queue.drop(now, self._ahead())
+                dropped = self._drop(now)
                 if not dropped:
                     jobs, wait = self._due(self._queue, now)
                     if jobs:
@@ -147,7 +147,7 @@ class Scheduler:
                 self._promised = False
                 return []
             now = time.monotonic_ns()
-            dropped = self._queue.drop(now, self._ahead())
+            dropped = self._drop(now)
             jobs, _ = self._due(takewhile(self._is_quick, self._queue), now)
             if not jobs:
                 self._promised = False
@@ -161,8 +161,13 @@ class Scheduler:
         count, wait = plan(waiting, self._batching, now) if may else (0, 0)
         if count:
             self._executing += 1
-            self._statistics.taken(count)
+            self._statistics.pending -= count
         return self._queue.pop(count), wait
+
+    def _drop(self, now: int) -> list[tuple[Job, Refusal]]:
+        dropped = self._queue.drop(now, self._ahead())
+        self._statistics.pending -= len(dropped)
+        return dropped
 
     def _is_quick(self, job: Job) -> bool:
         return self._pace is not None and self._pace.is_quick(job)

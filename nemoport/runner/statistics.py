@@ -41,8 +41,9 @@ class Duration:
     count: int = 0
     ns: int = 0
 
-    def add(self, ns: int) -> None:
-        self.count += 1
+    def add(self, ns: int, count: int = 1) -> None:
+        """So much time in all, of so many."""
+        self.count += count
         self.ns += ns
 
 
@@ -61,7 +62,7 @@ class Statistics:
     responses: dict[int, dict[str, Duration]] = field(default_factory=dict)
     failures: Counter[Failure] = field(default_factory=Counter)
     pending: int = 0
-    """Requests that wait to be executed."""
+    """Requests that wait to be executed: the scheduler counts them, under its own lock."""
     last: deque[tuple[int, ...]] = field(default_factory=lambda: deque(maxlen=_LAST))
     """Nanoseconds of each of TIMED, of the requests that went well."""
     first_responses: Counter[int] = field(default_factory=Counter)
@@ -69,18 +70,9 @@ class Statistics:
     first_response_ns: int = 0
     _lock: Lock = field(default_factory=Lock)
 
-    def queued(self) -> None:
-        with self._lock:
-            self.pending += 1
-
-    def taken(self, count: int) -> None:
-        with self._lock:
-            self.pending -= count
-
     def dropped(self, job: Job, refusal: Refusal) -> None:
         """It waited, and will not be executed."""
         with self._lock:
-            self.pending -= 1
             self._failed(time.monotonic_ns() - job.queued, _REASONS.get(refusal.code, Failure.OTHER))
 
     def refused(self, refusal: Refusal) -> None:
@@ -91,24 +83,26 @@ class Statistics:
     def executed(self, jobs: Sequence[Job], outcome: Outcome, began: int, ended: int) -> None:
         """One execution: every request of it is charged its whole time, as Triton does."""
         spent = (outcome.infer_began - began, outcome.infer_ended - outcome.infer_began, ended - outcome.infer_ended)
+        items = good = waited = 0
         with self._lock:
             self.last_inference = time.time_ns() // 1_000_000
-            good = 0
+            self.execution_count += 1
             for job, reply in zip(jobs, outcome.replies, strict=True):
+                items += job.items
                 if isinstance(reply, Refusal):
                     self._failed(ended - job.queued, Failure.BACKEND)
                     continue
-                good += job.items
-                self.requests["success"].add(ended - job.queued)
-                self.requests["queue"].add(began - job.queued)
+                good += 1
+                waited += began - job.queued
+                self.inference_count += job.items
                 self.last.append((ended - job.queued, began - job.queued, *spent))
-                for phase, ns in zip(_PHASES, spent, strict=True):
-                    self.requests[phase].add(ns)
-            self.inference_count += good
-            self.execution_count += 1
-            of_batch = self.batches.setdefault(sum(job.items for job in jobs), _durations(_PHASES))
+            self.requests["success"].add(waited + good * (ended - began), good)
+            self.requests["queue"].add(waited, good)
+            if items not in self.batches:
+                self.batches[items] = _durations(_PHASES)
             for phase, ns in zip(_PHASES, spent, strict=True):
-                of_batch[phase].add(ns)
+                self.requests[phase].add(good * ns, good)
+                self.batches[items][phase].add(ns)
 
     def counted(self, deliver: Deliver) -> Deliver:
         """The same, and each response of the request is counted, by its place among them."""

@@ -73,7 +73,7 @@ def to_raw(datatype: Datatype, array: Array) -> Buffer:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def from_json(datatype: Datatype, data: object, shape: Sequence[int], name: str) -> Array:
+def from_json(datatype: Datatype, data: list[Any], shape: Sequence[int], name: str) -> Array:
     """A flat array from a list, or lists in lists, of exactly as many elements as the shape has."""
     if not datatype.json:
         raise Refusal(
@@ -113,9 +113,7 @@ def to_json(datatype: Datatype, array: Array, name: str) -> list[Any]:
         raise Refusal(f"output '{name}' is not UTF-8 text, ask for it in the binary data format") from None
 
 
-def _flatten(data: object) -> tuple[list[Any], set[type]]:
-    if not isinstance(data, list):
-        raise Refusal("Unable to parse 'data': attempt to access JSON non-array as array")
+def _flatten(data: list[Any]) -> tuple[list[Any], set[type]]:
     types = set(map(type, data))
     for _ in range(_DEEPEST_JSON):
         if list not in types:

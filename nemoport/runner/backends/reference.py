@@ -23,8 +23,8 @@ from nemoport.runner.config_rules import EXECUTED_BY, check_tensors
 from nemoport.runner.devices import visible_gpus
 from nemoport.runner.generation.loading import generator
 from nemoport.runner.generation.texts import Generator, Piece
+from nemoport.runner.http.head import parse_json
 from nemoport.runner.http.texts import wanted_of
-from nemoport.runner.http.wire import parse_json
 from nemoport.runner.instances import Placement
 from nemoport.runner.jobs import Job, Outcome
 from nemoport.runner.model_config import ModelConfig

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc
 
+from nemoport.runner.busy_poll import BusyPoll
 from nemoport.runner.jobs import WhenIdle
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class CallServer:
         """Held where the core is asked for a call, ended or destroyed: while one thread does that, no other may."""
         self._closing = False
         self._idle_work: deque[Callable[[], None]] = deque()
+        self._busy_poll = BusyPoll()
         self.port: int = self._core.add_http2_port(address.encode())
         """0 where the address cannot be listened to."""
         if self.port:
@@ -127,7 +129,8 @@ class CallServer:
     def _poll(self) -> None:
         ended, heard = False, 0
         while True:
-            event = self._queue.poll(_NOW if ended or self._idle_work else None)
+            looks = ended or self._idle_work or self._busy_poll.is_awake()
+            event = self._queue.poll(_NOW if looks else None)
             heard += 1
             if event.tag is None or heard == _MOST_HEARD:
                 heard = 0
@@ -135,12 +138,15 @@ class CallServer:
                     _called(self._idle_work.popleft())
             if event.tag is _CALL:
                 if event.success:
+                    self._busy_poll.asked()
                     self._request_call()
                     _called(self._begin, event)
             elif event.tag is _ENDED:
                 with self._lock:
                     self._core.destroy()
                 ended = True  # but for what lies in the queue; it is not shut, for an instance may still answer into it
+            elif event.tag is _done:
+                self._busy_poll.answered()
             elif event.tag is not None:
                 _called(event.tag, event)
             elif ended:

@@ -38,7 +38,8 @@ from nemoport.runner.http.exchange import (
     unless_left,
     unpacked,
 )
-from nemoport.runner.http.wire import RAW_FORM, Form, format_response, parse_json, parse_request
+from nemoport.runner.http.head import Form, parse_json
+from nemoport.runner.http.wire import RAW_FORM, format_response, parse_request
 from nemoport.runner.model import ModelVersion
 from nemoport.runner.overrides import overrides_from
 from nemoport.runner.refusal import Code, Refusal
@@ -52,7 +53,7 @@ _ONE_RESPONSE = (
     "of responses"
 )
 _HEADER_LENGTH = b"inference-header-content-length"
-_LONGEST_VERSION = 19  # digits of 2^63
+_LONGEST_NUMBER = 19  # digits of 2^63
 
 
 def live(server: Server, call: Call) -> Answer:
@@ -258,19 +259,19 @@ def application(server: Server, threads: Executor, max_bytes: int) -> ASGIApp:
 def _call(match: re.Match[str], headers: dict[bytes, bytes], body: bytes, max_bytes: int, left: Any) -> Call:
     named = match.groupdict()
     version = named.get("version")
-    if version is not None and len(version) > _LONGEST_VERSION:
+    if version is not None and len(version) > _LONGEST_NUMBER:
         raise Refusal(f"failed to get model version from specified version string '{version[:40]}'")
     return Call(headers, body, max_bytes, named.get("model", ""), None if version is None else int(version), left)
 
 
 def _header_length(call: Call, size: int) -> int:
     """Where the JSON ends: the whole body, unless the header says less."""
-    text = call.headers.get(_HEADER_LENGTH)
-    if text is None:
+    said = call.headers.get(_HEADER_LENGTH)
+    if said is None:
         return size
-    said = text.decode("latin-1").strip()
-    if not said.removeprefix("-").isdecimal() or len(said) > 19:
-        raise Refusal(f"Unable to parse Inference-Header-Content-Length, got: {said}")
-    if not 0 <= int(said) <= size:
-        raise Refusal(f"inference header size should be in range (0, {size}), got: {said}")
-    return int(said)
+    said = said.strip()
+    if not said.removeprefix(b"-").isdigit() or len(said) > _LONGEST_NUMBER:
+        raise Refusal(f"Unable to parse Inference-Header-Content-Length, got: {said.decode('latin-1')}")
+    if not 0 <= (length := int(said)) <= size:
+        raise Refusal(f"inference header size should be in range (0, {size}), got: {length}")
+    return length

@@ -10,7 +10,7 @@ from typing import Any
 
 from nemoport.runner.contract import Contract, TensorContract
 from nemoport.runner.http.exchange import as_json
-from nemoport.runner.http.wire import parse_json
+from nemoport.runner.http.head import parse_json
 from nemoport.runner.refusal import Refusal
 from nemoport.runner.request import InferRequest, InferResponse, InputTensor, Parameter, Response
 from nemoport.runner.tensors import Buffer, from_json, to_json

@@ -33,7 +33,7 @@ from nemoport.runner.http.exchange import (
     json_answer,
     unpacked,
 )
-from nemoport.runner.http.wire import parse_json
+from nemoport.runner.http.head import parse_json
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.server import Server
 

@@ -20,7 +20,7 @@ from nemoport.runner.generation.asking import pieces as pieces_of
 from nemoport.runner.generation.asking import whole
 from nemoport.runner.generation.texts import Generator, Piece, TextRequest
 from nemoport.runner.http.exchange import EVENTS, Answer, Call, Stream, as_json, aside, json_answer, unpacked
-from nemoport.runner.http.wire import parse_json
+from nemoport.runner.http.head import parse_json
 from nemoport.runner.model import ModelVersion
 from nemoport.runner.refusal import Refusal
 
