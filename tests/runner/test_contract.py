@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -204,13 +205,11 @@ def test_json_data_is_flat_or_nested_any_way(nested: list[object]) -> None:
         ("FP32", [10**400]),
         ("BYTES", [1]),
         ("BYTES", ["\ud800"]),
-        ("INT32", 1),
-        ("INT32", {"a": 1}),
         ("INT32", [1, 2]),
         ("INT32", []),
     ],
 )
-def test_json_data_of_another_kind_is_refused(datatype: str, data: object) -> None:
+def test_json_data_of_another_kind_is_refused(datatype: str, data: list[Any]) -> None:
     with pytest.raises(Refusal, match="Unable to parse 'data'"):
         from_json(BY_NAME[datatype], data, (1,), "X")
 

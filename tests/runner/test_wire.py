@@ -47,8 +47,9 @@ def test_what_is_wrong_is_refused_again(spaces: int) -> None:
             read({"inputs": [BINARY]}, bytes(7), spaces)
         with pytest.raises(Refusal, match="unexpected additional input data for model 'm'"):
             read({"inputs": [BINARY]}, bytes(9), spaces)
-        with pytest.raises(Refusal, match="attempt to access JSON non-array as array"):
-            read({"inputs": [{**IN_JSON, "data": None}]}, b"", spaces)
+        for data in (None, 1, {"a": 1}):
+            with pytest.raises(Refusal, match="attempt to access JSON non-array as array"):
+                read({"inputs": [{**IN_JSON, "data": data}]}, b"", spaces)
 
 
 @pytest.mark.parametrize("parameters", [{}, {"p": 1}])
