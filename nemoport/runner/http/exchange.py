@@ -174,8 +174,9 @@ def unpacked(call: Call) -> bytes:
 
 def packed(answer: Answer, call: Call) -> Answer:
     """In the first way of packing that the client takes and we know."""
-    for accepted in call.headers.get(b"accept-encoding", b"").lower().split(b","):
-        if (encoding := accepted.partition(b";")[0].strip()) in _WINDOWS:
+    accepted = call.headers.get(b"accept-encoding")
+    for each in accepted.lower().split(b",") if accepted else ():
+        if (encoding := each.partition(b";")[0].strip()) in _WINDOWS:
             deflate = zlib.compressobj(wbits=_WINDOWS[encoding])
             body = deflate.compress(answer.body) + deflate.flush()
             return Answer(answer.status, body, (*answer.headers, (b"content-encoding", encoding)))
