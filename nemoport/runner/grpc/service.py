@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -106,15 +105,17 @@ def infer(server: Server, call: Call, content: bytes) -> None:
 
 def _inferred(call: Call, response: Response) -> None:
     """On the thread of an instance, or of a quick job on the one that polls."""
-    with answering(call):
-        call.answer(message_of(response.value()).SerializeToString())
+    _guarded(call, _answer_inferred, call, response)
 
 
-@contextmanager
-def answering(call: Call) -> Iterator[None]:
+def _answer_inferred(call: Call, response: Response) -> None:
+    call.answer(message_of(response.value()).SerializeToString())
+
+
+def _guarded(call: Call, work: Callable[..., object], *given: Any) -> None:
     """A refusal becomes the status of the call."""
     try:
-        yield
+        work(*given)
     except Refusal as refusal:
         call.end(grpc.StatusCode[refusal.code.grpc], shortened(refusal))
     except DecodeError:
@@ -182,8 +183,7 @@ def methods(server: Server, threads: Executor) -> dict[bytes, Method]:
 
 def _unary(server: Server, threads: Executor, row: Row, call: Call) -> None:
     def answer(content: bytes) -> None:
-        with answering(call):
-            row.hear(server, call, content)
+        _guarded(call, row.hear, server, call, content)
 
     def heard(content: bytes | None) -> None:
         if content is None:
