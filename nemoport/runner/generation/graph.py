@@ -4,7 +4,8 @@
     outputs    logits [batch, sequence, vocab]                                               present.PART ...
 
 An input of the state whose shape has an axis `past` grows along it, and begins empty; another is replaced whole, and
-begins as zeros. Rows end at the same column: a shorter one has unseen positions before it.
+begins as zeros. Rows end at the same column: a shorter one has unseen positions before it. The state stays where the
+graph runs, bound from one step to the next; it comes to the host when rows come or go.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+_CUDA = "CUDAExecutionProvider"
 _BATCH, _PAST = "batch", "past"
 _TOKENS = ("input_ids", "attention_mask", "position_ids")
 _LOGITS = "logits"
@@ -51,9 +54,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class Rows:
-    """The state of some sequences: the tensors in the order of the signature, and how many positions each row has."""
+    """The state of some sequences: onnxruntime's values in the order of the signature, and how many positions each row
+    has."""
 
-    tensors: tuple[Array, ...]
+    tensors: tuple[Any, ...]
     seen: tuple[int, ...]
 
     @property
@@ -77,15 +81,14 @@ def is_decoder(session: Any) -> bool:
 
 class GraphExecutor:
     def __init__(self, session: Any) -> None:
-        self._session = session
+        self._session, self._device = session, _device(session)
         self._kept = [_kept(node) for node in session.get_inputs() if node.name not in _TOKENS]
-        self._wanted = [_LOGITS, *(kept.present for kept in self._kept)]
         self.max_positions = int(session.get_modelmeta().custom_metadata_map[MAX_POSITIONS])
         self.vocab_size = int(next(node.shape[-1] for node in session.get_outputs() if node.name == _LOGITS))
         self.position_bytes = sum(kept.position_bytes for kept in self._kept)
 
     def prefill(self, tokens: Sequence[int], state: Rows | None) -> tuple[NDArray[np.float32], Rows]:
-        before = state or Rows(tuple(np.zeros(kept.shape, kept.dtype) for kept in self._kept), (0,))
+        before = state or Rows(tuple(self._placed(np.zeros(kept.shape, kept.dtype)) for kept in self._kept), (0,))
         logits, after = self._run(np.array([tokens], np.int64), before)
         return logits[0], after
 
@@ -95,33 +98,45 @@ class GraphExecutor:
     def joined(self, states: Sequence[Rows]) -> Rows:
         width = max(state.width for state in states)
         tensors = [
-            np.concatenate([_widened(state.tensors[at], kept.axis, width) for state in states])
+            np.concatenate([_widened(state.tensors[at].numpy(), kept.axis, width) for state in states])
             for at, kept in enumerate(self._kept)
         ]
-        return Rows(tuple(tensors), tuple(seen for state in states for seen in state.seen))
+        return Rows(tuple(map(self._placed, tensors)), tuple(seen for state in states for seen in state.seen))
 
     def kept(self, state: Rows, rows: Sequence[int]) -> Rows:
         seen = tuple(state.seen[row] for row in rows)
         tensors = [
-            np.ascontiguousarray(_narrowed(tensor, kept.axis, max(seen))[list(rows)])
+            np.ascontiguousarray(_narrowed(tensor.numpy(), kept.axis, max(seen))[list(rows)])
             for tensor, kept in zip(state.tensors, self._kept, strict=True)
         ]
-        return Rows(tuple(tensors), seen)
+        return Rows(tuple(map(self._placed, tensors)), seen)
+
+    def _placed(self, array: Array) -> Any:
+        return ort.OrtValue.ortvalue_from_numpy(array, *self._device)
 
     def _run(self, tokens: Array, before: Rows) -> tuple[NDArray[np.float32], Rows]:
         """Logits [rows, vocabulary] after the last of the tokens [rows, length], and the state with them."""
         length, seen = tokens.shape[1], np.array(before.seen)[:, np.newaxis]
         unseen = before.width - seen
-        feeds: Mapping[str, Array] = {
-            "input_ids": tokens,
-            "position_ids": seen + np.arange(length),
-            "attention_mask": (np.arange(before.width + length) >= unseen).astype(np.int64),
-            **{kept.past: tensor for kept, tensor in zip(self._kept, before.tensors, strict=True)},
-        }
-        logits, *tensors = self._session.run(self._wanted, feeds)
-        return logits[:, -1].astype(np.float32, copy=False), Rows(
+        binding = self._session.io_binding()
+        binding.bind_cpu_input("input_ids", tokens)
+        binding.bind_cpu_input("position_ids", seen + np.arange(length))
+        binding.bind_cpu_input("attention_mask", (np.arange(before.width + length) >= unseen).astype(np.int64))
+        binding.bind_output(_LOGITS, "cpu")
+        for kept, tensor in zip(self._kept, before.tensors, strict=True):
+            binding.bind_ortvalue_input(kept.past, tensor)
+            binding.bind_output(kept.present, *self._device)
+        self._session.run_with_iobinding(binding)
+        logits, *tensors = binding.get_outputs()
+        return logits.numpy()[:, -1].astype(np.float32, copy=False), Rows(
             tuple(tensors), tuple(count + length for count in before.seen)
         )
+
+
+def _device(session: Any) -> tuple[str, int]:
+    """Where its kernels run; TensorRT is given beside CUDA."""
+    options = session.get_provider_options()
+    return ("cuda", int(options[_CUDA]["device_id"])) if _CUDA in options else ("cpu", 0)
 
 
 def _kept(node: Any) -> Kept:
