@@ -24,11 +24,13 @@ from .test_generation import ask
 MODELS = ("deepseek v3", "nemotron h, experts", "gemma2")
 
 
-def graph(model: Path, out: Path) -> Any:
-    stream.run(convert.plan(model, "onnx", out, plan=Plan(dtype="float32")))
+def graph(model: Path, out: Path, *gpus: str) -> Any:
+    if not out.exists():
+        stream.run(convert.plan(model, "onnx", out, plan=Plan(dtype="float32")))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    return GraphExecutor(onnxruntime.InferenceSession(out / "model.onnx", options, providers=["CPUExecutionProvider"]))
+    providers = [*((gpu, {"use_tf32": 0}) for gpu in gpus), "CPUExecutionProvider"]
+    return GraphExecutor(onnxruntime.InferenceSession(out / "model.onnx", options, providers=providers))
 
 
 def plain(model: Path, out: Path) -> Any:
@@ -49,6 +51,25 @@ def test_texts_are_the_same_alone_and_together(name: str, make: Any, tmp_path: P
     for limits in (Limits(sequences=1, positions=128), Limits(sequences=4, positions=64)):
         engine = Engine(name, executor, limits, Measured())
         heard = [ask(engine, *stream) for stream in asked]
+        assert {each.wait() for each in heard} == {Reason.LENGTH}
+        texts.append([each.tokens for each in heard])
+        engine.close()
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MODELS)
+def test_a_gpu_keeps_the_state_and_gives_the_texts_of_the_cpu(name: str, tmp_path: Path) -> None:
+    save(CASES[name], tmp_path / "model")
+    numbers = np.random.default_rng(3)
+    prompts = [numbers.integers(0, VOCAB, 2 + 3 * at).tolist() for at in range(4)]
+    texts = []
+    for gpus in ((), ("CUDAExecutionProvider",)):
+        executor = graph(tmp_path / "model", tmp_path / "out", *gpus)
+        _, state = executor.prefill(prompts[0], None)
+        assert {tensor.device_name() for tensor in state.tensors} == {"cuda" if gpus else "cpu"}
+        engine = Engine(name, executor, Limits(sequences=4, positions=128), Measured())
+        heard = [ask(engine, prompt, 9, Sampling(temperature=0)) for prompt in prompts]
         assert {each.wait() for each in heard} == {Reason.LENGTH}
         texts.append([each.tokens for each in heard])
         engine.close()
