@@ -239,7 +239,7 @@ def application(server: Server, threads: Executor, max_bytes: int) -> ASGIApp:
         body = await read_body(receive, max_bytes)
         call = _call(match, headers, body, max_bytes, partial(disconnected, receive))
         answer = await route.handler(server, call, threads)
-        return await unless_left(receive, answer) if isinstance(answer, Later) else answer
+        return await unless_left(receive, answer.answer) if isinstance(answer, Later) else answer
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -7,7 +7,7 @@ import json
 import zlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from concurrent.futures import Executor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -64,8 +64,9 @@ class Later:
     answer: Coroutine[Any, Any, Answer | Stream]
 
 
-async def unless_left(receive: Receive, later: Later) -> Answer | Stream:
-    making, left = asyncio.create_task(later.answer), asyncio.create_task(disconnected(receive))
+async def unless_left(receive: Receive, work: Coroutine[Any, Any, _Made]) -> _Made:
+    """What the work gives; it ends early, and a ConnectionError is raised, when the client has gone."""
+    making, left = asyncio.create_task(work), asyncio.create_task(disconnected(receive))
     try:
         await asyncio.wait({making, left}, return_when=asyncio.FIRST_COMPLETED)
         if not making.done():
@@ -74,6 +75,7 @@ async def unless_left(receive: Receive, later: Later) -> Answer | Stream:
     finally:
         making.cancel()
         left.cancel()
+        await asyncio.wait({making, left})
 
 
 async def aside(threads: Executor, size: int, work: Callable[..., _Made], *arguments: Any) -> _Made:
@@ -129,23 +131,16 @@ async def send_answer(send: Send, answer: Answer) -> None:
 async def send_stream(send: Send, receive: Receive, stream: Stream) -> None:
     """Ends, and ends what makes the parts, when the client has gone."""
     await send({"type": "http.response.start", "status": stream.status, "headers": list(stream.headers)})
-    left = asyncio.create_task(disconnected(receive))
-    try:
-        async with aclosing(stream.parts) as parts:
-            while True:
-                part = asyncio.ensure_future(anext(parts, None))
-                await asyncio.wait({part, left}, return_when=asyncio.FIRST_COMPLETED)
-                if left.done():
-                    part.cancel()
-                    await asyncio.wait([part])
-                    return
-                if (content := await part) is None:
-                    break
-                if content:
-                    await send({"type": "http.response.body", "body": content, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-    finally:
-        left.cancel()
+    with suppress(ConnectionError):
+        await unless_left(receive, _send_parts(send, stream.parts))
+
+
+async def _send_parts(send: Send, made: AsyncGenerator[bytes, None]) -> None:
+    async with aclosing(made) as parts:
+        async for part in parts:
+            if part:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def disconnected(receive: Receive) -> None:
