@@ -17,14 +17,18 @@ class BusyPoll:
 
     def __init__(self, moment_ns: int = _MOMENT) -> None:
         self._moment = moment_ns
-        self._answered, self._was_soon = 0, False
+        self._answered, self._waits, self._was_soon = 0, False, False
 
     def asked(self) -> None:
-        """A request has come."""
-        self._was_soon = time.monotonic_ns() - self._answered < self._moment
+        """A request has come; whatever computes its answer may need the processor more."""
+        if self._waits:
+            self._waits, self._was_soon = False, self._is_moment()
 
     def answered(self) -> None:
-        self._answered = time.monotonic_ns()
+        self._answered, self._waits = time.monotonic_ns(), True
 
     def is_awake(self) -> bool:
-        return self._was_soon and time.monotonic_ns() - self._answered < self._moment
+        return self._waits and self._was_soon and self._is_moment()
+
+    def _is_moment(self) -> bool:
+        return time.monotonic_ns() - self._answered < self._moment

@@ -17,14 +17,15 @@ from .served import served
 LONG = 60 * 10**9
 
 
-def test_it_is_awake_after_an_answer_when_the_last_request_came_soon() -> None:
+def test_it_is_awake_between_an_answer_and_the_next_request_when_that_came_soon_before() -> None:
     poll = BusyPoll(LONG)
     assert not poll.is_awake()
-    poll.answered()
-    assert not poll.is_awake()
-    poll.asked()
-    poll.answered()
-    assert poll.is_awake()
+    for awake in (False, True, True):
+        poll.asked()
+        assert not poll.is_awake()
+        poll.asked()
+        poll.answered()
+        assert poll.is_awake() == awake
 
 
 def test_it_sleeps_when_the_moment_is_over_and_for_clients_that_take_longer() -> None:
