@@ -1,7 +1,4 @@
-"""The JSON of an inference request: what it says of its tensors.
-
-Clients that send binary tensors send the same JSON again and again, so short ones are read once and remembered.
-"""
+"""The JSON of an inference request: what it says of its tensors."""
 
 from __future__ import annotations
 
@@ -16,8 +13,7 @@ from nemoport.runner.datatypes import BY_NAME, Datatype
 from nemoport.runner.refusal import Refusal
 from nemoport.runner.tensors import MOST_DIMS, Buffer, show
 
-_LONGEST = 1024  # bytes of JSON that is remembered
-_MOST = 1024
+_MOST = 1024  # texts that are remembered
 _LARGEST_DIM = 2**63 - 1
 _MISSING: Any = object()
 _KINDS = {dict: "object", list: "array", str: "string", bool: "boolean"}
@@ -74,10 +70,6 @@ def parse_json(text: Buffer) -> dict[str, Any]:
 
 
 def read_head(text: Buffer) -> Head:
-    return _remembered(bytes(text)) if len(text) <= _LONGEST else _head(text)
-
-
-def _head(text: Buffer) -> Head:
     fields = parse_json(text)
     inputs = tuple(_entry(_is(entry, dict, "an input")) for entry in _member(fields, "inputs", list))
     outputs = [_is(entry, dict, "an output") for entry in _member(fields, "outputs", list, [])]
@@ -90,7 +82,8 @@ def _head(text: Buffer) -> Head:
     return Head(inputs, names, form, _member(fields, "id", str, ""), parameters)
 
 
-_remembered = lru_cache(_MOST)(_head)
+remembered_head = lru_cache(_MOST)(read_head)
+"""The same for texts that come again and again."""
 
 
 def _entry(fields: Mapping[str, Any]) -> Entry:

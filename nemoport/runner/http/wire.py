@@ -10,18 +10,20 @@ from __future__ import annotations
 from functools import lru_cache
 
 from nemoport.runner.http.exchange import as_json
-from nemoport.runner.http.head import Entry, Form, read_head
+from nemoport.runner.http.head import Entry, Form, read_head, remembered_head
 from nemoport.runner.refusal import Refusal
 from nemoport.runner.request import InferRequest, InferResponse, InputTensor
 from nemoport.runner.tensors import Buffer, from_json, to_json, to_raw
 
 RAW_FORM = Form(all_binary=True)
+_SHORT = 1024  # bytes of JSON which is the same in each request of a client, where the tensors are behind it
 _SHAPES = 1024  # of answers, whose JSON is kept
 
 
 def parse_request(body: Buffer, header_length: int, model: str) -> tuple[InferRequest, Form]:
     view = memoryview(body)
-    head, tail = read_head(view[:header_length]), view[header_length:]
+    text, tail = view[:header_length], view[header_length:]
+    head = remembered_head(bytes(text)) if tail and header_length <= _SHORT else read_head(text)
     inputs = []
     for entry in head.inputs:
         inputs.append(_input(entry, tail, model))
