@@ -21,8 +21,8 @@ NOT_EXERCISED: dict[str, tuple[str, Callable[[ModelConfig], object]]] = {  # how
     "rate_limiter": ("executions are not limited", lambda c: any(g.HasField("rate_limiter") for g in c.instance_group)),
     "host_policy": ("host policies are not kept", lambda c: any(group.host_policy for group in c.instance_group)),
     "execution_accelerators": (
-        "the graph runs without them",
-        lambda c: c.optimization.HasField("execution_accelerators"),
+        "only graphs of ONNX have them",
+        lambda c: c.optimization.HasField("execution_accelerators") and c.backend != "onnxruntime",
     ),
     "cuda": ("CUDA graphs are not made", lambda c: c.optimization.HasField("cuda")),
     "priority": ("all models have the same priority", lambda c: c.optimization.priority),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -188,7 +188,7 @@ def load(directory: Path, version: int, config: ModelConfig, options: LoadOption
     backend = find_backend(config.backend, config.name)
     config, placement = placed(config, backend.gpus(), allow_cpu_fallback=options.allow_cpu_fallback)
     session = backend.load(directory, config, placement, complete=not options.disable_auto_complete_config)
-    config = session.config
+    config, placement = session.config, replace(placement, notes=placement.notes + session.notes)
     said = placement.notes + notes(config)
     for note in said:
         log.warning("model '%s' version %d: %s", config.name, version, note)

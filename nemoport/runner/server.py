@@ -119,8 +119,8 @@ class Server:
         return [(name, number, ready) for name, model in models for number, ready in model.ready.items()]
 
     def index(self, only_ready: bool = False) -> list[dict[str, str]]:
-        """A row per version; a model that was never loaded has a name only. One that is ready elsewhere than its config
-        asks, on the CPU say, has that as its reason."""
+        """A row per version; a model that was never loaded has a name only. One that is ready otherwise than its
+        config asks, on the CPU say or without an accelerator, has that as its reason."""
         rows: list[dict[str, str]] = []
         for name in sorted({*find_models(self.repositories), *self._models}):
             model = self._models.get(name, Model())

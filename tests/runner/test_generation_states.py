@@ -24,13 +24,13 @@ from .test_generation import ask
 MODELS = ("deepseek v3", "nemotron h, experts", "gemma2")
 
 
-def graph(model: Path, out: Path, *gpus: str) -> Any:
+def graph(model: Path, out: Path, *gpus: str, run_options: Any = None) -> Any:
     if not out.exists():
         stream.run(convert.plan(model, "onnx", out, plan=Plan(dtype="float32")))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     providers = [*((gpu, {"use_tf32": 0}) for gpu in gpus), "CPUExecutionProvider"]
-    return GraphExecutor(onnxruntime.InferenceSession(out / "model.onnx", options, providers=providers))
+    return GraphExecutor(onnxruntime.InferenceSession(out / "model.onnx", options, providers=providers), run_options)
 
 
 def plain(model: Path, out: Path) -> Any:
@@ -74,3 +74,12 @@ def test_a_gpu_keeps_the_state_and_gives_the_texts_of_the_cpu(name: str, tmp_pat
         texts.append([each.tokens for each in heard])
         engine.close()
     assert texts[0] == texts[1]
+
+
+def test_a_decoder_runs_as_its_options_say(tmp_path: Path) -> None:
+    """ONNX Runtime refuses a run that is told to shrink the arena of a device that is not there."""
+    save(CASES[MODELS[0]], tmp_path / "model")
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:7")
+    with pytest.raises(Exception, match="arena shrink list: gpu:7"):
+        graph(tmp_path / "model", tmp_path / "out", run_options=options).prefill([1, 2], None)

@@ -37,6 +37,10 @@ class Session(Protocol):
         """Whether `run` waits for nothing and holds nothing for an instance, so that any thread may call it."""
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Where it executes otherwise than the config asks."""
+
+    @property
     def generator(self) -> Generator | None:
         """Text from it; None where it is no decoder with a tokenizer beside it."""
 

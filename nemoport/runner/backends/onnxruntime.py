@@ -1,4 +1,4 @@
-"""Executes ONNX graphs: on the CUDA provider where the placement says a GPU, else on the CPU provider."""
+"""Executes ONNX graphs, on the execution providers that the config and the placement ask for."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from nemoport.runner.batching import merged
 from nemoport.runner.config_rules import check_tensors
 from nemoport.runner.datatypes import BY_NAME, BYTES
 from nemoport.runner.devices import visible_gpus
+from nemoport.runner.execution_providers import CPU, CUDA, Providers, not_taken, providers
 from nemoport.runner.generation.graph import GraphExecutor, is_decoder
 from nemoport.runner.generation.loading import generator
 from nemoport.runner.generation.texts import Generator
 from nemoport.runner.instances import Placement
 from nemoport.runner.model_config import ModelConfig
 from nemoport.runner.refusal import Code, Refusal
+from nemoport.runner.session_options import SessionOptions, session_options
 from nemoport.runner.signature import TensorSignature, check_agreement, completed
 from nemoport.runner.tensors import Array
 
 log = logging.getLogger(__name__)
 
-_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _DATATYPES = {  # what onnxruntime calls a tensor type
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -44,18 +45,13 @@ _DATATYPES = {  # what onnxruntime calls a tensor type
     "tensor(bfloat16)": "BF16",
     "tensor(string)": "BYTES",
 }
-_OPTIMIZATION = {  # optimization.graph.level of a config
-    -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-}
-_THREADS = {"intra_op_thread_count": "intra_op_num_threads", "inter_op_thread_count": "inter_op_num_threads"}
+_ENUMS = {"graph_optimization_level": ort.GraphOptimizationLevel, "execution_mode": ort.ExecutionMode}
 _BF16 = BY_NAME["BF16"]
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 
 def gpus() -> tuple[int, ...]:
-    if _CUDA not in ort.get_available_providers():
+    if CUDA not in ort.get_available_providers():
         return ()
     return visible_gpus()
 
@@ -71,37 +67,38 @@ def load(version_directory: Path, config: ModelConfig, placement: Placement, *, 
         raise DamagedInput(
             f"model '{config.name}' has no file {path}; its config asks for it by default_model_filename"
         )
-    # float32 means float32: on by default, TF32 would round the factors of every product to 11 bits.
-    providers: list[Any] = [_CPU]
-    if placement.gpu is not None:
-        providers.insert(0, (_CUDA, {"device_id": placement.gpu, "use_tf32": 0}))
-    try:
-        session = ort.InferenceSession(path, _options(config), providers=providers)
-    except Exception as error:  # onnxruntime has no common class of its own
-        raise _load_error(error, path, config) from error
-    if placement.gpu is not None and session.get_providers()[0] != _CUDA:
-        raise MachineError(
-            f"model '{config.name}' is placed on GPU {placement.gpu}, and onnxruntime could not start its CUDA "
-            "provider; check the driver and the CUDA libraries, or use KIND_CPU"
-        )
-    return OnnxSession(session, version_directory, config, complete=complete)
+    wanted = providers(config, placement.gpu, ort.get_available_providers())
+    options = session_options(config, placement)
+    session = _session(path, config, placement, wanted, options)
+    notes = (*wanted.notes, *options.notes, *not_taken(wanted, session.get_providers()))
+    return OnnxSession(session, version_directory, config, _run_options(options), notes, complete=complete)
 
 
 class OnnxSession:
     """`inputs` and `outputs` are the signature of the graph; one session serves any number of threads."""
 
-    def __init__(self, session: Any, directory: Path, config: ModelConfig, *, complete: bool) -> None:
+    def __init__(
+        self,
+        session: Any,
+        directory: Path,
+        config: ModelConfig,
+        run_options: Any,
+        notes: tuple[str, ...],
+        *,
+        complete: bool,
+    ) -> None:
         self.inputs = {node.name: _signature(node, config.name) for node in session.get_inputs()}
         self.outputs = {node.name: _signature(node, config.name) for node in session.get_outputs()}
         self.config = completed(config, self.inputs, self.outputs) if complete else config
         check_tensors(self.config)
         check_agreement(self.config, self.inputs, self.outputs)
-        self.generator = _generator(session, directory, self.config)
-        self._session = session
+        self.generator = _generator(session, directory, self.config, run_options)
+        self.notes = notes
+        self._session, self._run_options = session, run_options
         signature = (*self.inputs.values(), *self.outputs.values())
         self._run = _run_values if any(tensor.datatype is _BF16 for tensor in signature) else _run_arrays
         self.run = merged(self.execute)
-        self.computes_only = session.get_providers() == [_CPU]
+        self.computes_only = session.get_providers() == [CPU]
 
     def close(self) -> None:
         """onnxruntime frees what it holds with its session."""
@@ -111,7 +108,7 @@ class OnnxSession:
     def execute(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
         ready = {name: _feed(self.inputs[name], array) for name, array in feeds.items()}
         try:
-            arrays = self._run(self._session, wanted, ready)
+            arrays = self._run(self._session, wanted, ready, self._run_options)
         except Exception as error:  # onnxruntime has no common class of its own
             code = Code.INVALID_ARG if self._disagree(feeds) else Code.INTERNAL
             raise Refusal(f"onnx runtime error: {error}", code) from error
@@ -130,25 +127,26 @@ class OnnxSession:
         return any(len(found) > 1 for found in sizes.values())
 
 
-def _generator(session: Any, directory: Path, config: ModelConfig) -> Generator | None:
+def _generator(session: Any, directory: Path, config: ModelConfig, run_options: Any) -> Generator | None:
     """A decoder answers tensors whether or not it can answer text."""
     if not is_decoder(session):
         return None
     try:
-        return generator(directory, config, GraphExecutor(session))
+        return generator(directory, config, GraphExecutor(session, run_options))
     except MissingPackage as error:
         log.warning("model '%s' answers tensors only: %s", config.name, error)
         return None
 
 
-def _run_arrays(session: Any, wanted: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-    arrays: list[Array] = session.run(wanted, feeds)
+def _run_arrays(session: Any, wanted: Sequence[str], feeds: Mapping[str, Array], options: Any) -> list[Array]:
+    arrays: list[Array] = session.run(wanted, feeds, options)
     return arrays
 
 
-def _run_values(session: Any, wanted: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+def _run_values(session: Any, wanted: Sequence[str], feeds: Mapping[str, Array], options: Any) -> list[Array]:
     """For graphs with bfloat16 at their ends, whose 16-bit words onnxruntime does not exchange with numpy."""
-    return [_from_value(v) for v in session.run_with_ort_values(wanted, {n: _to_value(a) for n, a in feeds.items()})]
+    values = {name: _to_value(array) for name, array in feeds.items()}
+    return [_from_value(value) for value in session.run_with_ort_values(wanted, values, options)]
 
 
 def _to_value(array: Array) -> Any:
@@ -187,6 +185,47 @@ def _as_bytes(array: Array) -> Array:
     return encoded
 
 
+def _session(path: Path, config: ModelConfig, placement: Placement, wanted: Providers, options: SessionOptions) -> Any:
+    """Never with other providers than those that are wanted: ONNX Runtime's own second try would lose their options."""
+    row = [(provider.name, dict(provider.options)) for provider in wanted.row]
+    try:
+        session = ort.InferenceSession(path, _options(options), providers=row, enable_fallback=0)
+    except Exception as error:  # onnxruntime has no common class of its own
+        if placement.gpu is not None and isinstance(error, RuntimeError | ValueError):  # what providers raise
+            raise _no_provider(config, placement, f" ({error})") from error
+        raise _load_error(error, path, config) from error
+    if placement.gpu is not None and CUDA not in session.get_providers():
+        raise _no_provider(config, placement, "")
+    return session
+
+
+def _no_provider(config: ModelConfig, placement: Placement, why: str) -> MachineError:
+    return MachineError(
+        f"model '{config.name}' is placed on GPU {placement.gpu}, and onnxruntime could not start its CUDA "
+        f"provider, or one that the config asks for{why}; check the driver and the CUDA libraries, or use KIND_CPU"
+    )
+
+
+def _options(said: SessionOptions) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    for name, value in said.attributes.items():
+        setattr(options, name, getattr(_ENUMS[name], str(value)) if name in _ENUMS else value)
+    for name, text in said.session_entries.items():
+        options.add_session_config_entry(name, text)
+    return options
+
+
+def _run_options(said: SessionOptions) -> Any:
+    """For every run; None where nothing is said of them."""
+    if not said.run_entries:
+        return None
+    options = ort.RunOptions()
+    for name, text in said.run_entries.items():
+        options.add_run_config_entry(name, text)
+    return options
+
+
 def _load_error(error: Exception, path: Path, config: ModelConfig) -> NemoportError:
     if "NOT_IMPLEMENTED" in str(error) and _has_bfloat16(path):
         return MachineError(
@@ -203,25 +242,6 @@ def _has_bfloat16(path: Path) -> bool:
     ends = [value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)]
     casts = [a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"]
     return _BFLOAT16 in (*ends, *casts, *(tensor.data_type for tensor in graph.initializer))
-
-
-def _options(config: ModelConfig) -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = _OPTIMIZATION.get(
-        config.optimization.graph.level, ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    )
-    for parameter, attribute in _THREADS.items():
-        if parameter in config.parameters:
-            setattr(options, attribute, _whole_number(config, parameter))
-    return options
-
-
-def _whole_number(config: ModelConfig, parameter: str) -> int:
-    text = config.parameters[parameter].string_value
-    if not text.isdecimal():
-        raise DamagedInput(f"model '{config.name}' has parameter {parameter} = '{text}'; give a whole number")
-    return int(text)
 
 
 def _signature(node: Any, model: str) -> TensorSignature:

@@ -60,6 +60,7 @@ class PythonSession:
     outputs: Mapping[str, TensorSignature] = {}
     computes_only = False
     generator = None
+    notes = ()
 
     def __init__(self, objects: Sequence[Any], config: ModelConfig, version: int) -> None:
         self.config, self._objects, self._version = config, objects, version

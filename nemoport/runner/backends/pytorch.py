@@ -92,6 +92,7 @@ class TorchSession:
     inputs: Mapping[str, TensorSignature] = {}
     outputs: Mapping[str, TensorSignature] = {}
     generator = None
+    notes = ()
 
     def __init__(self, module: Any, arguments: Sequence[Any], device: Any, config: ModelConfig) -> None:
         self.config, self._module, self._device = config, module, device

@@ -134,6 +134,7 @@ class ReferenceSession:
     outputs: Mapping[str, TensorSignature] = {}
 
     computes_only = False
+    notes = ()
 
     def __init__(self, generator: Generator, config: ModelConfig) -> None:
         self.generator: Generator | None = generator

@@ -54,6 +54,7 @@ def load(version_directory: Path, config: ModelConfig, placement: Placement, *, 
 class PlanSession:
     computes_only = False
     generator = None
+    notes = ()
 
     def __init__(self, plan: Any, config: ModelConfig, *, complete: bool) -> None:
         self.inputs, self.outputs = _signatures(plan.inputs), _signatures(plan.outputs)

@@ -80,8 +80,8 @@ def is_decoder(session: Any) -> bool:
 
 
 class GraphExecutor:
-    def __init__(self, session: Any) -> None:
-        self._session, self._device = session, _device(session)
+    def __init__(self, session: Any, run_options: Any = None) -> None:
+        self._session, self._run_options, self._device = session, run_options, _device(session)
         self._kept = [_kept(node) for node in session.get_inputs() if node.name not in _TOKENS]
         self.max_positions = int(session.get_modelmeta().custom_metadata_map[MAX_POSITIONS])
         self.vocab_size = int(next(node.shape[-1] for node in session.get_outputs() if node.name == _LOGITS))
@@ -126,7 +126,7 @@ class GraphExecutor:
         for kept, tensor in zip(self._kept, before.tensors, strict=True):
             binding.bind_ortvalue_input(kept.past, tensor)
             binding.bind_output(kept.present, *self._device)
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, self._run_options)
         logits, *tensors = binding.get_outputs()
         return logits.numpy()[:, -1].astype(np.float32, copy=False), Rows(
             tuple(tensors), tuple(count + length for count in before.seen)
