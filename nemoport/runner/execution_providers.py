@@ -16,6 +16,8 @@ from nemoport.runner.parameters import Read, anything, boolean, integer, unsigne
 
 TENSORRT, CUDA = "TensorrtExecutionProvider", "CUDAExecutionProvider"
 OPENVINO, CPU = "OpenVINOExecutionProvider", "CPUExecutionProvider"
+PROVIDERS = (TENSORRT, CUDA, OPENVINO, CPU)
+"""All that a config can ask for."""
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,16 @@ def add(more: str = "", *, without: str = "", instead: str = "", model: onnx.Mod
     return Case(config, {"1/model.onnx": _onnx(model or add_sub())})
 
 
+def accelerated(kind: str, *names: str, **parameters: str) -> str:
+    said = " ".join(f'parameters {{ key: "{key}" value: "{value}" }}' for key, value in parameters.items())
+    entries = " ".join(f'{kind} {{ name: "{name}" {said} }}' for name in names)
+    return f"optimization {{ execution_accelerators {{ {entries} }} }}"
+
+
+def parameter(name: str, value: str) -> str:
+    return f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}'
+
+
 def ensemble(
     steps: str, *, x: str = X, y: str = Y, more: str = "max_batch_size: 8", directories: tuple[str, ...] = ("1",)
 ) -> Case:
@@ -317,6 +327,16 @@ CASES: dict[str, Case] = {
     "spans-two": Case(
         'backend: "vllm" instance_group { kind: KIND_CPU }', {"1/model.json": b'{"tensor_parallel_size": 2}'}
     ),
+    "accelerators": add(accelerated("gpu_execution_accelerator", "tensorrt", precision_mode="FP16")),
+    "cuda-again": add(accelerated("gpu_execution_accelerator", "cuda", gpu_mem_limit="7")),
+    "accelerator-of-gpus": add(accelerated("gpu_execution_accelerator", "tensorrt", workspace="1")),
+    "accelerator-of-another": plan(accelerated("cpu_execution_accelerator", "xnnpack")),
+    "accelerator-unknown": add(accelerated("cpu_execution_accelerator", "xnnpack")),
+    "accelerator-twice": add(accelerated("cpu_execution_accelerator", "openvino", "openvino")),
+    "execution-mode": add(parameter("execution_mode", "1")),
+    "execution-mode-2": add(parameter("execution_mode", "2")),
+    "arena-perhaps": add(parameter("enable_mem_arena", "perhaps")),
+    "threads-many": add(parameter("intra_op_thread_count", "many")),
     "newer-field": plan('model_metrics { metric_control { metric_identifier { family: "f" } } }'),
     "newer-platform": Case(PLAN + 'platform: "torch_aoti"', {"1/model.pt2": b""}),
     "newer-opset": add(model=of_opset(add_sub(), 23)),

@@ -46,6 +46,9 @@ input { name: »"A" data_type: TYPE_BOOL dims: 1 }""",
     "NP807": HEAD + "»model_metrics {}",
 }
 GRAPH = {
+    "NP307": ADD
+    + """optimization { execution_accelerators {
+  cpu_execution_accelerator [ { name: "openvino" }, »{ name: "onednn" } ] } }""",
     "NP602": ADD.replace('"INPUT1"', '»"INPUT_1"'),
     "NP604": ADD.replace('"INPUT1" data_type: TYPE_INT32', '"INPUT1" data_type: »TYPE_FP32'),
     "NP606": ADD.replace(
@@ -54,6 +57,8 @@ GRAPH = {
     "NP607": ADD.replace('"INPUT1" data_type: TYPE_INT32 dims: [ 16 ]', '"INPUT1" data_type: TYPE_INT32 »dims: [ 8 ]'),
 }
 
+PARAMETER = ADD + 'parameters { key: "execution_mode" value { string_value: »"2" } }'
+
 
 def place(marked: str) -> tuple[str, int, int]:
     at = marked.index("»")
@@ -61,7 +66,7 @@ def place(marked: str) -> tuple[str, int, int]:
     return marked.replace("»", ""), before.count("\n") + 1, at - (before.rfind("\n") + 1) + 1
 
 
-@pytest.mark.parametrize("code, marked", [*MARKED.items(), *GRAPH.items()])
+@pytest.mark.parametrize("code, marked", [*MARKED.items(), *GRAPH.items(), ("NP307", PARAMETER)])
 def test_a_finding_points_at_what_is_wrong(code: str, marked: str, tmp_path: Path) -> None:
     config, line, column = place(marked)
     files = CASES["add"].files if code in GRAPH else {"1/model.py": b""}

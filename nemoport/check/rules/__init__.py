@@ -3,6 +3,7 @@
 from nemoport.check.rules import (
     backends,
     ensembles,
+    execution,
     files,
     graphs,
     instances,
@@ -21,6 +22,7 @@ TEXT = wording.RULES
 CONFIG: tuple[Rule[Subject], ...] = (
     *layout.RULES,
     *backends.RULES,
+    *execution.RULES,
     *tensors.RULES,
     *scheduling.RULES,
     *files.RULES,
