@@ -7,8 +7,9 @@ asked for, and the CPU at last. Accelerators for GPUs mean nothing on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from nemoport.errors import DamagedInput
 from nemoport.runner.model_config import ModelConfig
@@ -18,6 +19,11 @@ TENSORRT, CUDA = "TensorrtExecutionProvider", "CUDAExecutionProvider"
 OPENVINO, CPU = "OpenVINOExecutionProvider", "CPUExecutionProvider"
 PROVIDERS = (TENSORRT, CUDA, OPENVINO, CPU)
 """All that a config can ask for."""
+
+
+NO_TENSORRT = "install TensorRT libraries"
+"""What ONNX Runtime says where it has the provider and not what that needs."""
+Session = TypeVar("Session")
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,9 @@ class Legacy:
 PRECISION = "precision_mode"
 PRECISIONS: Mapping[str, Mapping[str, str]] = {
     "FP32": {},
-    "FP16": {"trt_fp16_enable": "1"},
-    "BF16": {"trt_bf16_enable": "1"},  # not before the backend of 26.02
-    "INT8": {"trt_int8_enable": "1"},
+    "FP16": {"trt_fp16_enable": "True"},
+    "BF16": {"trt_bf16_enable": "True"},  # not before the backend of 26.02
+    "INT8": {"trt_int8_enable": "True"},
 }
 TENSORRT_PARAMETERS: Mapping[str, Read] = {
     "max_workspace_size_bytes": unsigned,
@@ -85,7 +91,7 @@ TENSORRT_PARAMETERS: Mapping[str, Read] = {
     "trt_ep_context_file_path": anything,
     "trt_ep_context_embed_mode": integer,
 }
-"""How the text is checked; the provider gets it as it is."""
+"""How the text is read. A boolean is given as True or False, since ONNX Runtime's Python takes no 1 here."""
 TENSORRT_OPTIONS: Mapping[str, str] = {
     "max_workspace_size_bytes": "trt_max_workspace_size",
     "int8_calibration_table_name": "trt_int8_calibration_table_name",
@@ -97,7 +103,7 @@ CUDA_PARAMETERS: Mapping[str, Read] = {
     "do_copy_in_default_stream": boolean,
     "use_ep_level_unified_stream": boolean,
 }
-"""Those whose text is checked; the others are for ONNX Runtime to judge."""
+"""Those whose text is read; the others are for ONNX Runtime to judge."""
 CUDA_DEFAULTS: Mapping[str, str] = {"use_tf32": "0"}
 """float32 means float32: on by default, TF32 would round the factors of every product to 11 bits."""
 CUDA_ADDRESSES = ("gpu_external_alloc", "gpu_external_free", "gpu_external_empty_cache")
@@ -137,6 +143,20 @@ def not_taken(wanted: Providers, taken: Collection[str]) -> tuple[str, ...]:
     return tuple(_without(provider, f"onnxruntime could not start its {provider.name}") for provider in left)
 
 
+def started(make: Callable[[Sequence[Provider]], Session], wanted: Providers) -> Session:
+    """The session that `make` gives, without TensorRT on a machine that lacks its libraries.
+
+    A provider that does not start is passed over by ONNX Runtime itself, but for this one: an onnxruntime that was
+    built with TensorRT lists it as available, and raises.
+    """
+    try:
+        return make(wanted.row)
+    except RuntimeError as error:
+        if NO_TENSORRT not in str(error):
+            raise
+    return make([provider for provider in wanted.row if provider.name != TENSORRT])
+
+
 def _on_gpu(config: ModelConfig, gpu: int) -> Iterator[Provider]:
     of_cuda: dict[str, str] = {}
     for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator:
@@ -164,9 +184,9 @@ def _tensorrt(parameters: Mapping[str, str], gpu: int) -> Provider:
             continue
         if name not in TENSORRT_PARAMETERS:
             raise DamagedInput(f"unknown parameter '{name}' is provided for TensorRT Execution Accelerator")
-        _check(TENSORRT_PARAMETERS[name], name, text)
-        if text:
-            options[TENSORRT_OPTIONS.get(name, name)] = text
+        value = _value(TENSORRT_PARAMETERS[name], name, text)
+        if value:
+            options[TENSORRT_OPTIONS.get(name, name)] = value
     precision = parameters.get(PRECISION, "FP32")
     if precision not in PRECISIONS:
         raise DamagedInput(f"unsupported precision mode '{precision}' is requested; there are {', '.join(PRECISIONS)}")
@@ -176,11 +196,10 @@ def _tensorrt(parameters: Mapping[str, str], gpu: int) -> Provider:
 
 def _cuda(parameters: Mapping[str, str]) -> dict[str, str]:
     """What is said by an empty text is not said."""
-    for name, text in sorted(parameters.items()):
-        _check(CUDA_PARAMETERS.get(name, anything), name, text)
-        if name in CUDA_ADDRESSES:
-            raise DamagedInput(f"parameter '{name}' of cuda is an address in a process; take it away")
-    return {name: text for name, text in parameters.items() if text}
+    if addresses := [name for name in CUDA_ADDRESSES if parameters.get(name)]:
+        raise DamagedInput(f"parameter '{addresses[0]}' of cuda is an address in a process; take it away")
+    read = {name: _value(CUDA_PARAMETERS.get(name, anything), name, text) for name, text in parameters.items()}
+    return {name: value for name, value in read.items() if value}
 
 
 def _legacy(config: ModelConfig) -> dict[str, str]:
@@ -194,17 +213,17 @@ def _legacy(config: ModelConfig) -> dict[str, str]:
 def _legacy_value(name: str, legacy: Legacy, text: str) -> str:
     if not legacy.names:
         return text
-    _check(integer, name, text)
-    known = dict(enumerate(legacy.names))
-    if int(text) not in known:
+    value = _value(integer, name, text)
+    known = {str(number): meaning for number, meaning in enumerate(legacy.names)}
+    if value not in known:
         told = ", ".join(f"{number} ({meaning})" for number, meaning in known.items())
-        raise DamagedInput(f"unsupported {name} value '{int(text)}' is requested; there are {told}")
-    return known[int(text)]
+        raise DamagedInput(f"unsupported {name} value '{value}' is requested; there are {told}")
+    return known[value]
 
 
-def _check(read: Read, name: str, text: str) -> None:
+def _value(read: Read, name: str, text: str) -> str:
     try:
-        read(text)
+        return str(read(text))
     except DamagedInput as error:
         raise DamagedInput(f"{error}, for parameter {name}") from None
 

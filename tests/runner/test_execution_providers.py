@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from google.protobuf import text_format
 
 from nemoport.errors import DamagedInput, MachineError
 from nemoport.runner.backends import find_backend
-from nemoport.runner.execution_providers import Provider, Providers, not_taken, providers
+from nemoport.runner.execution_providers import Provider, Providers, not_taken, providers, started
 from nemoport.runner.instances import Placement
 from nemoport.runner.model import LoadOptions, load_version
 from nemoport.runner.model_config import ModelConfig
@@ -104,7 +104,7 @@ TENSORRT_ROWS = [  # parameter, option, what Triton's backend converts it to
 @pytest.mark.parametrize("name, option, kind", TENSORRT_ROWS, ids=[row[0] for row in TENSORRT_ROWS])
 def test_a_parameter_of_tensorrt_is_an_option_of_its_provider(name: str, option: str, kind: str) -> None:
     found = asked(accelerators("tensorrt", **{name: "1"}))
-    assert found == {TENSORRT: {option: "1", "device_id": "2"}, CUDA: CUDA_OF_2, CPU: {}}
+    assert found == {TENSORRT: {option: "True" if kind == BOOL else "1", "device_id": "2"}, CUDA: CUDA_OF_2, CPU: {}}
     wrong = accelerators("tensorrt", **{name: "1.5"})
     if kind:
         with pytest.raises(DamagedInput, match=f"failed to convert '1.5' to {kind}, for parameter {name} .model 'm'"):
@@ -118,9 +118,9 @@ def test_a_parameter_of_tensorrt_is_an_option_of_its_provider(name: str, option:
     "precision, options",
     [
         ("FP32", {}),
-        ("FP16", {"trt_fp16_enable": "1"}),
-        ("BF16", {"trt_bf16_enable": "1"}),
-        ("INT8", {"trt_int8_enable": "1"}),
+        ("FP16", {"trt_fp16_enable": "True"}),
+        ("BF16", {"trt_bf16_enable": "True"}),
+        ("INT8", {"trt_int8_enable": "True"}),
     ],
 )
 def test_a_precision_mode_turns_one_option_on(precision: str, options: Mapping[str, str]) -> None:
@@ -173,9 +173,9 @@ def test_what_triton_refuses_on_a_gpu_is_refused_in_its_words(text: str, message
 
 @pytest.mark.parametrize("true", ["1", "true", "TRUE", "on"])
 @pytest.mark.parametrize("false", ["0", "False", "off"])
-def test_a_boolean_is_given_as_it_is_written(true: str, false: str) -> None:
+def test_a_boolean_is_given_as_onnx_runtime_s_python_takes_it(true: str, false: str) -> None:
     text = accelerators("tensorrt", trt_dla_enable=true, trt_sparsity_enable=false)
-    assert asked(text)[TENSORRT] == {"trt_dla_enable": true, "trt_sparsity_enable": false, "device_id": "2"}
+    assert asked(text)[TENSORRT] == {"trt_dla_enable": "True", "trt_sparsity_enable": "False", "device_id": "2"}
 
 
 @pytest.mark.parametrize("names", [("tensorrt", "cuda"), ("cuda", "tensorrt"), ("tensorrt",)])
@@ -189,7 +189,7 @@ def test_a_gpu_has_cuda_whether_or_not_it_is_asked_for() -> None:
 
 
 def test_parameters_of_cuda_pass_through_and_float32_stays_unless_they_say_otherwise() -> None:
-    said = {"cudnn_conv_use_max_workspace": "0", "use_ep_level_unified_stream": "1", "odd": "any"}
+    said = {"cudnn_conv_use_max_workspace": "0", "use_ep_level_unified_stream": "True", "odd": "any"}
     assert asked(accelerators("cuda", **said, empty=""))[CUDA] == CUDA_OF_2 | said
     assert notes(accelerators("cuda", **said)) == ()
     assert asked(accelerators("cuda", use_tf32="1"))[CUDA] == {**CUDA_OF_2, "use_tf32": "1"}
@@ -270,6 +270,34 @@ def test_a_provider_that_did_not_start_is_noted() -> None:
     assert not_taken(wanted, [TENSORRT, CUDA, CPU]) == ()
 
 
+WITH_TENSORRT = Providers(
+    (Provider(TENSORRT, {"trt_dla_core": "1"}), Provider(CUDA, {"device_id": "2"}), Provider(CPU))
+)
+
+
+def test_libraries_of_tensorrt_that_are_not_there_cost_tensorrt_only() -> None:
+    """The words are those of ONNX Runtime 1.16 and later, which lists the provider as available all the same."""
+
+    def make(row: Sequence[Provider]) -> Sequence[Provider]:
+        if any(provider.name == TENSORRT for provider in row):
+            raise RuntimeError(
+                "RegisterTensorRTPluginsAsCustomOps Please install TensorRT libraries as mentioned in ..."
+            )
+        return row
+
+    taken = started(make, WITH_TENSORRT)
+    assert list(taken) == list(WITH_TENSORRT.row[1:])
+    assert len(not_taken(WITH_TENSORRT, [provider.name for provider in taken])) == 1
+
+
+def test_other_errors_of_providers_are_not_passed_over() -> None:
+    def make(row: Sequence[Provider]) -> None:
+        raise RuntimeError("Invalid TensorRT EP option: trt_dla_core")
+
+    with pytest.raises(RuntimeError, match="Invalid TensorRT EP option"):
+        started(make, WITH_TENSORRT)
+
+
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
@@ -331,5 +359,7 @@ def test_a_model_runs_on_the_providers_that_it_asks_for(tmp_path: Path, name: st
         pytest.skip(f"no GPU, or an onnxruntime without {provider}")
     text = accelerators(name) + parameter("gpu_mem_limit", str(2**30)) + "instance_group { kind: KIND_GPU }"
     loaded = load_version(write_model(tmp_path, "m", linear(), text), "1")
-    assert loaded.notes == ()  # a provider that onnxruntime could not start would be noted
+    if name == "tensorrt" and any("could not start" in note for note in loaded.notes):
+        pytest.skip("onnxruntime finds no libraries of TensorRT")
+    assert loaded.notes == ()  # a provider that was not taken would be noted
     np.testing.assert_allclose(loaded.infer(request_of({"X": X})).arrays()["Y"], X @ WEIGHT, rtol=1e-3)

@@ -16,7 +16,7 @@ from nemoport.runner.batching import merged
 from nemoport.runner.config_rules import check_tensors
 from nemoport.runner.datatypes import BY_NAME, BYTES
 from nemoport.runner.devices import visible_gpus
-from nemoport.runner.execution_providers import CPU, CUDA, Providers, not_taken, providers
+from nemoport.runner.execution_providers import CPU, CUDA, Provider, Providers, not_taken, providers, started
 from nemoport.runner.generation.graph import GraphExecutor, is_decoder
 from nemoport.runner.generation.loading import generator
 from nemoport.runner.generation.texts import Generator
@@ -187,9 +187,13 @@ def _as_bytes(array: Array) -> Array:
 
 def _session(path: Path, config: ModelConfig, placement: Placement, wanted: Providers, options: SessionOptions) -> Any:
     """Never with other providers than those that are wanted: ONNX Runtime's own second try would lose their options."""
-    row = [(provider.name, dict(provider.options)) for provider in wanted.row]
+
+    def make(row: Sequence[Provider]) -> Any:
+        providers = [(provider.name, dict(provider.options)) for provider in row]
+        return ort.InferenceSession(path, _options(options), providers=providers, enable_fallback=0)
+
     try:
-        session = ort.InferenceSession(path, _options(options), providers=row, enable_fallback=0)
+        session = started(make, wanted)
     except Exception as error:  # onnxruntime has no common class of its own
         if placement.gpu is not None and isinstance(error, RuntimeError | ValueError):  # what providers raise
             raise _no_provider(config, placement, f" ({error})") from error
