@@ -330,6 +330,9 @@ CASES: dict[str, Case] = {
     "accelerators": add(accelerated("gpu_execution_accelerator", "tensorrt", precision_mode="FP16")),
     "cuda-again": add(accelerated("gpu_execution_accelerator", "cuda", gpu_mem_limit="7")),
     "accelerator-of-gpus": add(accelerated("gpu_execution_accelerator", "tensorrt", workspace="1")),
+    "accelerator-of-no-use": add(
+        accelerated("gpu_execution_accelerator", "tensorrt", workspace="1") + "instance_group { kind: KIND_CPU }"
+    ),
     "accelerator-of-another": plan(accelerated("cpu_execution_accelerator", "xnnpack")),
     "accelerator-unknown": add(accelerated("cpu_execution_accelerator", "xnnpack")),
     "accelerator-twice": add(accelerated("cpu_execution_accelerator", "openvino", "openvino")),

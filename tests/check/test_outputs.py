@@ -87,6 +87,18 @@ def test_hardware_and_release_are_judged_when_they_are_named(tmp_path: Path) -> 
     assert run("check", tmp_path, "--model", "newer-field", "--triton-release", "24.11").exit_code == 0
 
 
+def test_accelerators_for_gpus_are_judged_where_a_gpu_may_execute(tmp_path: Path) -> None:
+    write(tmp_path)
+    for name, flags, code in (
+        ("accelerator-of-gpus", [], 1),
+        ("accelerator-of-gpus", ["--target", "gpu:1"], 1),
+        ("accelerator-of-gpus", ["--target", "cpu"], 0),
+        ("accelerator-of-no-use", ["--target", "gpu:1"], 0),
+        ("accelerators", ["--target", "gpu:1"], 0),
+    ):
+        assert run("check", tmp_path, "--model", name, *flags).exit_code == code, name
+
+
 def test_repo_check_is_the_same(tmp_path: Path) -> None:
     write(tmp_path, "plan", "renamed")
     assert run("repo", "check", tmp_path).stdout == run("check", tmp_path).stdout

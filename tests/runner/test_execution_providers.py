@@ -16,6 +16,7 @@ import pytest
 from google.protobuf import text_format
 
 from nemoport.errors import DamagedInput, MachineError
+from nemoport.runner import config_rules
 from nemoport.runner.backends import find_backend
 from nemoport.runner.execution_providers import Provider, Providers, not_taken, providers, started
 from nemoport.runner.instances import Placement
@@ -290,12 +291,21 @@ def test_libraries_of_tensorrt_that_are_not_there_cost_tensorrt_only() -> None:
     assert len(not_taken(WITH_TENSORRT, [provider.name for provider in taken])) == 1
 
 
-def test_other_errors_of_providers_are_not_passed_over() -> None:
-    def make(row: Sequence[Provider]) -> None:
-        raise RuntimeError("Invalid TensorRT EP option: trt_dla_core")
+def test_other_errors_of_tensorrt_are_not_passed_over() -> None:
+    def make(row: Sequence[Provider]) -> Sequence[Provider]:
+        if any(provider.name == TENSORRT for provider in row):
+            raise RuntimeError("Invalid TensorRT EP option: trt_dla_core")
+        return row
 
     with pytest.raises(RuntimeError, match="Invalid TensorRT EP option"):
         started(make, WITH_TENSORRT)
+
+
+def test_only_graphs_of_onnx_have_accelerators() -> None:
+    said = config(accelerators("tensorrt"))
+    assert config_rules.notes(said) == ()
+    said.backend = "pytorch"
+    assert config_rules.notes(said) == ("execution_accelerators: only graphs of ONNX have them",)
 
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
