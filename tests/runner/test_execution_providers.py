@@ -353,13 +353,15 @@ def test_a_client_is_told_which_accelerator_is_unknown(tmp_path: Path, monkeypat
         server.load("m")
 
 
-def test_a_session_is_never_made_with_other_providers_than_asked_for(tmp_path: Path) -> None:
-    """CUDA is not among onnxruntime's here; the placement is that of a machine that has it."""
-    if CUDA in ort.get_available_providers():
-        pytest.skip("this onnxruntime has CUDA")
-    model, load = write_model(tmp_path, "m", linear()), find_backend("onnxruntime", "m").load
-    with pytest.raises(MachineError, match=r"model 'm' is placed on GPU 0, .* CUDA provider"):
-        load(model / "1", config('default_model_filename: "model.onnx"'), Placement(0, 1), complete=True)
+@pytest.mark.parametrize("text", ["", accelerators("tensorrt", precision_mode="FP16")])
+def test_a_placement_on_a_gpu_never_ends_on_the_cpu(tmp_path: Path, text: str) -> None:
+    """The placement is that of a machine with a GPU, whether or not the onnxruntime here was built for one."""
+    backend = find_backend("onnxruntime", "m")
+    if backend.gpus():
+        pytest.skip("there is a GPU")
+    model, said = write_model(tmp_path, "m", linear()), config(f'default_model_filename: "model.onnx" {text}')
+    with pytest.raises(MachineError, match=r"model 'm' is placed on GPU 0, and onnxruntime could not start its CUDA"):
+        backend.load(model / "1", said, Placement(0, 1), complete=True)
 
 
 @pytest.mark.gpu
