@@ -19,9 +19,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from nemoport.runner.execution_providers import CUDA
+
 Array = NDArray[Any]
 
-_CUDA = "CUDAExecutionProvider"
 _BATCH, _PAST = "batch", "past"
 _TOKENS = ("input_ids", "attention_mask", "position_ids")
 _LOGITS = "logits"
@@ -136,7 +137,7 @@ class GraphExecutor:
 def _device(session: Any) -> tuple[str, int]:
     """Where its kernels run; TensorRT is given beside CUDA."""
     options = session.get_provider_options()
-    return ("cuda", int(options[_CUDA]["device_id"])) if _CUDA in options else ("cpu", 0)
+    return ("cuda", int(options[CUDA]["device_id"])) if CUDA in options else ("cpu", 0)
 
 
 def _kept(node: Any) -> Kept:
