@@ -10,7 +10,7 @@ Severity = Literal["error", "warning", "note"]
 
 Step = str | int
 At = tuple[Step, ...]
-"""A field of a config: ("input", 0, "dims", 1), ("parameters", "tokenizer_dir", "string_value")."""
+"""A field of a config: ("input", 0, "dims", 1), ("parameters", "tokenizer_dir", "value", "string_value")."""
 
 
 @dataclass(frozen=True)
