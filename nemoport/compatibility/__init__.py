@@ -16,7 +16,16 @@ from nemoport.compatibility.fields import FIELDS, PLATFORMS, VALUES
 from nemoport.compatibility.loads import NAMES, Claim, claims
 from nemoport.compatibility.rows import KINDS, NIM, PLACES, TRITON, WAYS
 from nemoport.compatibility.runtimes import ALONE, FLAVOURS, Held, Runtime, lacks_backend, opset, runtime, triton
-from nemoport.compatibility.verdict import Outcome, Verdict, contradiction, judge, least_triton, misfit, newest_triton
+from nemoport.compatibility.verdict import (
+    Outcome,
+    Verdict,
+    contradiction,
+    instead,
+    judge,
+    least_triton,
+    misfit,
+    newest_triton,
+)
 from nemoport.compatibility.versions import Version, version
 
 __all__ = [
@@ -39,6 +48,7 @@ __all__ = [
     "Version",
     "claims",
     "contradiction",
+    "instead",
     "judge",
     "lacks_backend",
     "least_triton",

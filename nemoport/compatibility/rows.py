@@ -186,6 +186,7 @@ _MODEL_FREE = f"{_NIM}/2.1.5/deployment/model-free-nim.html"
 _COMPILE = "compile it with nemoport compile --to {}, in that release"
 _LAYOUT = "lay it out with nemoport layout nim"
 _AROUND = "lay it out with nemoport layout inflight_batcher_llm"
+_LLMAPI = "or convert with --to llmapi"
 WAYS = (
     Way(kind="hf", place="alone", engine="vllm", source=_VLLM),
     Way(kind="hf", place="alone", engine="sglang", source=_MODEL_FREE),
@@ -198,10 +199,16 @@ WAYS = (
     Way(kind="llmapi", place="alone", engine="tensorrt_llm", source=_LLM_API),
     Way(kind="llmapi", place="triton", engine="tensorrt_llm", source=_LLM_API),
     Way(kind="trtllm", place="alone", engine="tensorrt_llm", first=_COMPILE.format("trtllm"), source=_CHECKPOINT),
-    Way(kind="trtllm", place="triton", engine="tensorrt_llm", first=_COMPILE.format("trtllm"), source=_CHECKPOINT),
+    Way(
+        kind="trtllm",
+        place="triton",
+        engine="tensorrt_llm",
+        first=f"{_COMPILE.format('trtllm')}, and {_AROUND}, {_LLMAPI}",
+        source=_CHECKPOINT,
+    ),
     Way(kind="trtllm", place="nim", engine="nim", first=_LAYOUT, source=_FINE_TUNED),
     Way(kind="trtllm_engine", place="alone", engine="tensorrt_llm", source=_REMOVAL),
-    Way(kind="trtllm_engine", place="triton", engine="tensorrt_llm", first=_AROUND, source=_REMOVAL),
+    Way(kind="trtllm_engine", place="triton", engine="tensorrt_llm", first=f"{_AROUND}, {_LLMAPI}", source=_REMOVAL),
     Way(kind="trtllm_engine", place="nim", engine="tensorrt_llm", first=_LAYOUT, source=_FINE_TUNED),
     Way(kind="onnx", place="alone", engine="onnxruntime", source=_ORT_TABLE),
     Way(kind="onnx", place="alone", engine="tensorrt", first=_COMPILE.format("tensorrt"), source=_PARSER),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from nemoport.compatibility.loads import NAMES, Claim, claims
-from nemoport.compatibility.rows import KINDS, NO_WAYS, PLACES, TRITON, WAYS, Way
+from nemoport.compatibility.rows import KINDS, NO_WAYS, PLACES, TRITON, WAYS, Place, Way
 from nemoport.compatibility.runtimes import Held, Runtime, triton
 from nemoport.compatibility.versions import Version, version
 
@@ -59,6 +59,13 @@ def judge(kind: str, loads: Sequence[str], runtime: Runtime) -> Verdict:
     """The best of what its places say."""
     said = claims(loads)
     return min((_at(kind, said, loads, place, runtime.sm) for place in runtime.places), key=_rank)
+
+
+def instead(kind: str, place: Place) -> str:
+    """What is done with a kind of artifact that a place does not take as it is. Empty where it does, and where no row
+    speaks of it."""
+    told = [*((way.kind, way.place, way.first) for way in WAYS), *((no.kind, no.place, no.instead) for no in NO_WAYS)]
+    return next((what for *which, what in told if which == [kind, place]), "")
 
 
 def least_triton(kind: str, loads: Sequence[str], oldest: str) -> str | None:
@@ -124,9 +131,8 @@ def _at(kind: str, said: tuple[Claim, ...], loads: Sequence[str], place: Held, s
         return Verdict(outcome=Outcome.REFUSED, place=place.word, reason=reason)
     found = list(_by_ways(kind, said, loads, place, sm))
     if not found:
-        instead = next((row.instead for row in NO_WAYS if (row.kind, row.place) == (kind, place.place)), "")
         reason = f"{PLACES[place.place]} takes no artifact of kind {kind}"
-        return Verdict(outcome=Outcome.REFUSED, place=place.word, reason=reason, first=instead)
+        return Verdict(outcome=Outcome.REFUSED, place=place.word, reason=reason, first=instead(kind, place.place))
     return min(found, key=_rank)
 
 

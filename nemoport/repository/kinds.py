@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemoport.artifact import Artifact, Tensor
+from nemoport.compatibility import instead
 from nemoport.errors import DamagedInput, UnsupportedInput, UsageError
 
 BATCH = "batch"
@@ -61,20 +62,13 @@ KINDS = {
     # The engine places itself: vLLM's backend wants KIND_MODEL, and reads model.json by its own name.
     "vllm": Kind(backend="vllm", file="model.json", filename="", instances="KIND_MODEL", graph=False, completes=True),
 }
-NOT_SERVED = {
-    "hf": "Triton serves it through vLLM or TensorRT-LLM's LLM API; convert with --to vllm or --to llmapi",
-    "trtllm": "Triton serves the engines that trtllm-build makes of it, not the checkpoint; use `compile --to trtllm` "
-    "and `layout inflight_batcher_llm`, or convert with --to llmapi",
-    "trtllm_engine": "five models serve an engine; lay them out with `nemoport layout inflight_batcher_llm`, "
-    "or convert with --to llmapi",
-}
 PROVIDERS = {"CPUExecutionProvider": "KIND_CPU", "CUDAExecutionProvider": "KIND_GPU"}
 """Where a graph runs that was compiled for one of ONNX Runtime's providers."""
 
 
 def kind_of(made: Artifact) -> Kind:
     if made.kind not in KINDS:
-        way_out = NOT_SERVED.get(made.kind, f"those that can are {', '.join(KINDS)}")
+        way_out = instead(made.kind, "triton") or f"those that can are {', '.join(KINDS)}"
         raise UnsupportedInput(f"an artifact of kind {made.kind} cannot be published: {way_out}")
     kind = KINDS[made.kind]
     if made.stages:

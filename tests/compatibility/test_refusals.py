@@ -83,7 +83,8 @@ def test_a_conversion_says_where_it_loads(tmp_path: Path) -> None:
         "outcome": "needs",
         "place": "tritonserver:26.02-trtllm",
         "reason": "it has TensorRT-LLM 1.1.0",
-        "first": "compile it with nemoport compile --to trtllm, in that release",
+        "first": "compile it with nemoport compile --to trtllm, in that release, and lay it out with "
+        "nemoport layout inflight_batcher_llm, or convert with --to llmapi",
     }
     strange = run(*words, "27.01")
     assert strange.exit_code == 0

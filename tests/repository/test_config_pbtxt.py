@@ -61,7 +61,9 @@ def test_any_tensor_name_survives(tmp_path: Path, name: str) -> None:
 
 def test_kinds_that_cannot_be_published_are_refused_by_name(tmp_path: Path) -> None:
     made = artifact.read_manifest(make_artifact(tmp_path / "artifact", kind="trtllm"))
-    with pytest.raises(UnsupportedInput, match="kind trtllm cannot be published: Triton serves the engines"):
+    with pytest.raises(
+        UnsupportedInput, match="kind trtllm cannot be published: compile it with nemoport compile --to trtllm"
+    ):
         from_artifact(made, "m", 1)
 
 
