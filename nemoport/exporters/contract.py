@@ -107,6 +107,8 @@ def _fields(held: _Held) -> Iterator[Breach]:
         stored = held.tensors[linear + how.suffix].shape
         weight = tuple(size * step for size, (_, step) in zip(stored, follows, strict=True))
         for each, form in held.fields:
+            if not form.may_be_of(linear):
+                continue
             name = form.name(linear)
             if (tensor := held.tensors.get(name)) is None:
                 if not (each.optional or each.neutral is not None):
@@ -233,13 +235,8 @@ def _shared(held: _Held) -> Iterator[Breach]:
 
 
 def _kv_cache(held: _Held) -> Iterator[Breach]:
-    forms = {each.name: form for each in KV_CACHE if (form := each.forms.get(held.dialect))}
-    known = {
-        form.name(linear)
-        for linear in held.linears
-        for field, form in forms.items()
-        if linear[:-1].rpartition(".")[2] in (f"{field[0]}_proj", "qkv_proj")
-    }
+    forms = [form for each in KV_CACHE if (form := each.forms.get(held.dialect))]
+    known = {form.name(linear) for linear in held.linears for form in forms if form.may_be_of(linear)}
     stored = {name for name in held.tensors if name.rpartition(".")[2] in KV_NAMES}
     if stored and held.said.kv_cache is None:
         name = min(stored)

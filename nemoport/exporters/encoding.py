@@ -104,7 +104,7 @@ class Field:
     neutral: float | None = None
     """What an absent field stands for; None where every weight must have it."""
     optional: bool = False
-    """It may be absent and stands for nothing then."""
+    """It may be absent and stands for nothing then: only some linears of a module have it, the keys' for example."""
     of_shape: bool = False
     """It says the shape of the weight: worked out where it is stored, and held against the weight where it is read."""
 
@@ -221,13 +221,12 @@ def join(layout: Layout, tensors: Sequence[LazyTensor], parts: Sequence[TensorSp
     _check_rows(layout, first)
     joined = {}
     for each in first.encoding.fields:
-        found = _all_or_none(each, encoded)
-        if not found:
+        if not (found := _held(each, encoded)):
             continue
         if each.has_rows:
             joined[each.name] = layout.join(found, [_followed(part, each, first) for part in parts])
         else:
-            check_shared(each, encoded)
+            _check_same(each, encoded, found)
             joined[each.name] = found[0]
     shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
     return replace(first, shape=shape, fields=joined)
@@ -235,7 +234,10 @@ def join(layout: Layout, tensors: Sequence[LazyTensor], parts: Sequence[TensorSp
 
 def check_shared(each: Field, encoded: Sequence[Encoded]) -> None:
     """Refuse weights that are to share a field and do not. Where it is not one tensor, it is read, which is small."""
-    found = _all_or_none(each, encoded)
+    _check_same(each, encoded, _held(each, encoded))
+
+
+def _check_same(each: Field, encoded: Sequence[Encoded], found: Sequence[LazyTensor]) -> None:
     if any(tensor is not found[0] for tensor in found) and len({bits(tensor) for tensor in found}) > 1:
         raise UnsupportedInput(
             f"{', '.join(one.name for one in encoded)} have each a {each.name} of their own where one for all is "
@@ -298,8 +300,9 @@ def gather(stored: Mapping[str, LazyTensor], encoding: Encoding, dialect: str) -
         for said in (each.name for each in encoding.fields if each.of_shape and each.name in fields):
             _check_shape(names[said], fields.pop(said), shape)
         tensors[weight] = Encoded(weight, shape, encoding, fields)
-    strays = {form.suffix for each, form in encoding.in_dialect(dialect) if each.name != NUMBERS or how.packing}
-    if alone := [name for name in tensors if name.rpartition(".")[2] in strays]:
+    others = (form.suffix for each, form in encoding.in_dialect(dialect) if each.name != NUMBERS or how.packing)
+    strays = tuple(f".{suffix}" for suffix in others)
+    if alone := [name for name in tensors if name.endswith(strays)]:
         raise DamagedInput(
             f"{len(alone)} scales have no weight quantized by {encoding.method} beside them, the first is {alone[0]}; "
             "copy the checkpoint again"
@@ -336,10 +339,12 @@ def _field(
     return viewed(tensor, own)
 
 
-def _all_or_none(each: Field, encoded: Sequence[Encoded]) -> list[LazyTensor]:
+def _held(each: Field, encoded: Sequence[Encoded]) -> list[LazyTensor]:
+    """A field of weights that are joined: of all of them, or of none. An optional one is of what they make together,
+    whichever has it."""
     have = [tensor for tensor in encoded if each.name in tensor.fields]
-    if not have:
-        return []
+    if not have or each.optional:
+        return [tensor.fields[each.name] for tensor in have]
     found = [tensor.field(each, have[0].fields[each.name].dtype) for tensor in encoded]
     if lacking := [one.name for one, tensor in zip(encoded, found, strict=True) if tensor is None]:
         raise UnsupportedInput(f"{have[0].name} has a {each.name}, and {lacking[0]}, joined with it, has none")

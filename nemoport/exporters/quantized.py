@@ -104,18 +104,21 @@ def _word(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _beside(name: str, linear: str) -> dict[str, Form]:
-    """compressed-tensors has it with the attention that both projections are in."""
-    return {compressed_tensors.NAME: Form(name, single=True, above=(linear, "qkv_proj"), dtypes=FLOATS)}
+def _of_cache(name: str, linear: str) -> Field:
+    """ModelOpt names it after the projection even where that lies in `qkv_proj` with others: it renames the scale of
+    the attention, whatever linears that has (`postprocess_state_dict` in modelopt/torch/export/quant_utils.py). vLLM
+    takes it so (`maybe_remap_kv_scale_name`). compressed-tensors has it with the attention."""
+    of = (linear, "qkv_proj")
+    forms = {
+        "modelopt": Form(f"{linear}.{name}", above=of),
+        compressed_tensors.NAME: Form(name, single=True, above=of, dtypes=FLOATS),
+    }
+    return Field(name, ("float32",), SCALAR, forms, optional=True)
 
 
 KV_CACHE: tuple[Field, ...] = (
-    Field(
-        "k_scale", ("float32",), SCALAR, {"modelopt": Form("k_scale"), **_beside("k_scale", "k_proj")}, optional=True
-    ),
-    Field(
-        "v_scale", ("float32",), SCALAR, {"modelopt": Form("v_scale"), **_beside("v_scale", "v_proj")}, optional=True
-    ),
+    _of_cache("k_scale", "k_proj"),
+    _of_cache("v_scale", "v_proj"),
     Field(
         "kv_scale",
         ("float32",),

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from nemoport import reference
 from nemoport.artifact import read_manifest
-from nemoport.exporters import source, statistics, stream
+from nemoport.exporters import contract, convert, source, statistics, stream
 from nemoport.exporters.dequantized import all_dequantized, dequantized
 from nemoport.exporters.encoding import Encoded
 from nemoport.exporters.methods import rows
 from nemoport.exporters.tensor import cut, read
-from nemoport.spec import Attention, Block, Dense, LanguageModel, ModelSpec, Norm, Recipe, Rope
+from nemoport.spec import Attention, Block, Dense, LanguageModel, ModelSpec, Norm, Plan, Recipe, Rope
 
 from . import made
 from .commands import artifact_of, command, contents, sentence
@@ -44,8 +44,19 @@ ZERO_CENTRED = ModelSpec(
     ),
 )
 FUSED = replace(SPEC, family="phi3", blocks=SPEC.blocks[:1])
+WHOLE_BLOCKS = replace(
+    FUSED,
+    blocks=(replace(FUSED.blocks[0], mixer=Attention(heads=2, kv_heads=1, head_dim=128, rope=Rope(dims=128))),),
+)
+"""A head is a block of 128 rows."""
 OF_METHODS = [name.removeprefix("hf ") for name in EXPORTS if re.fullmatch(r"hf \w+", name)]
 every_method = pytest.mark.parametrize("method", METHODS)
+CACHE_NAMES = {
+    "modelopt": "model.layers.0.self_attn.{0}_proj.{0}_scale",
+    "compressed-tensors": "model.layers.0.self_attn.{0}_scale",
+}
+"""Of the scales of a cache. ModelOpt's is this whatever linears there are: `postprocess_state_dict` in
+modelopt/torch/export/quant_utils.py renames what the attention has."""
 
 
 @pytest.mark.parametrize("method", OF_METHODS)
@@ -221,6 +232,23 @@ def test_linears_that_a_format_fuses_have_one_scale(tmp_path: Path) -> None:
     for linear in ("self_attn.qkv_proj", "mlp.gate_up_proj"):
         name = f"model.layers.0.{linear}"
         assert found[f"{name}.weight_scale"] == base[f"{name}.weight"].abs().max().float() / 448
+
+
+@pytest.mark.parametrize(
+    ("method", "dialect"), [(row.method, row.dialect) for row in rows() if row.dialect in CACHE_NAMES and row.loads]
+)
+def test_what_is_fused_has_the_scales_of_its_cache(method: str, dialect: str, tmp_path: Path) -> None:
+    """Phi-3 has no k_proj. They are written, known to loaders, and read back."""
+    path = made.save_huggingface(tmp_path / "model", WHOLE_BLOCKS, normal(WHOLE_BLOCKS))
+    stats = statistics_for(WHOLE_BLOCKS, tmp_path / "statistics.npz")
+    out = quantized(path, "hf", tmp_path / "out", method, stats=stats, kv_cache="fp8", dialect=dialect)
+    found = load_file(out / "model.safetensors")
+    scales = {name: float(tensor) for name, tensor in found.items() if name.endswith(("k_scale", "v_scale"))}
+    wanted = {"k": np.float32(700) / np.float32(448), "v": np.float32(900) / np.float32(448)}
+    assert scales == {CACHE_NAMES[dialect].format(last): scale for last, scale in wanted.items()}
+    assert contract.breaches(out) == ()
+    stream.run(convert.plan(out, "hf", tmp_path / "again", plan=Plan()))
+    assert contents(tmp_path / "again")["model.safetensors"] == contents(out)["model.safetensors"]
 
 
 def test_text_and_ids_of_the_same_tokens_calibrate_alike(tmp_path: Path) -> None:
