@@ -20,7 +20,7 @@ DATATYPES = {
     trt.DataType.UINT8: "UINT8",
     trt.DataType.BOOL: "BOOL",
 }
-"""As Triton calls them."""
+"""As Triton calls them; it has no word for others (FP8, INT4 ...), and they keep TensorRT's name here."""
 _TORCH = {
     "FP32": torch.float32,
     "FP16": torch.float16,
@@ -34,6 +34,10 @@ _TORCH = {
 
 
 class NotLoaded(Exception):
+    """TensorRT's log says why."""
+
+
+class NoContext(Exception):
     """TensorRT's log says why."""
 
 
@@ -52,11 +56,12 @@ class Plan:
             if engine is None:
                 raise NotLoaded(trt.__version__)
             self._runtime, self._engine = runtime, engine
-            self._context = engine.create_execution_context()
+            context = engine.create_execution_context()
+            if context is None:
+                raise NoContext
+            self._context = context
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
-        ends = {
-            name: (DATATYPES[engine.get_tensor_dtype(name)], _shape(engine.get_tensor_shape(name))) for name in names
-        }
+        ends = {name: (_name(engine.get_tensor_dtype(name)), _shape(engine.get_tensor_shape(name))) for name in names}
         taken = {name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
         self.inputs = {name: end for name, end in ends.items() if name in taken}
         self.outputs = {name: end for name, end in ends.items() if name not in taken}
@@ -85,6 +90,11 @@ class Plan:
                 raise NotRun("TensorRT did not run the plan; its log says why")
             stream.synchronize()
         return {name: held[name] for name in self.outputs}
+
+
+def _name(datatype: trt.DataType) -> str:
+    name: str = DATATYPES.get(datatype, datatype.name)
+    return name
 
 
 def _shape(dims: trt.Dims) -> tuple[int, ...]:

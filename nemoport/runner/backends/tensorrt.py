@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from nemoport.errors import DamagedInput, MachineError, MissingPackage
+from nemoport.errors import DamagedInput, MachineError, MissingPackage, UnsupportedInput
 from nemoport.runner.batching import merged
 from nemoport.runner.config_rules import check_tensors
 from nemoport.runner.datatypes import BY_NAME
@@ -39,7 +39,7 @@ def load(version_directory: Path, config: ModelConfig, placement: Placement, *, 
     for package, extra in (("tensorrt", "tensorrt"), ("torch", "torch")):
         if find_spec(package) is None:
             raise MissingPackage(package, extra, f"model '{config.name}'")
-    from nemoport.runner.plans import NotLoaded, Plan
+    from nemoport.runner.plans import NoContext, NotLoaded, Plan
 
     try:
         plan = Plan(path, placement.gpu)
@@ -47,6 +47,12 @@ def load(version_directory: Path, config: ModelConfig, placement: Placement, *, 
         raise MachineError(
             f"TensorRT {error} cannot load {path}: it was built by another release or for another GPU, as its manifest "
             "says, or is version-compatible, which this runner does not allow; compile it here"
+        ) from error
+    except NoContext as error:
+        raise MachineError(
+            f"TensorRT loaded {path} and made no context to run it on GPU {placement.gpu}, as its log says; mostly the "
+            "memory that its largest shapes need is not free: free some, load fewer instances, or compile it again "
+            "with smaller bounds (--axis)"
         ) from error
     return PlanSession(plan, config, complete=complete)
 
@@ -57,7 +63,7 @@ class PlanSession:
     notes = ()
 
     def __init__(self, plan: Any, config: ModelConfig, *, complete: bool) -> None:
-        self.inputs, self.outputs = _signatures(plan.inputs), _signatures(plan.outputs)
+        self.inputs, self.outputs = (_signatures(config.name, ends) for ends in (plan.inputs, plan.outputs))
         self.config = completed(config, self.inputs, self.outputs) if complete else config
         check_tensors(self.config)
         check_agreement(self.config, self.inputs, self.outputs)
@@ -79,5 +85,11 @@ class PlanSession:
         return [to_numpy(found[name]) for name in wanted]
 
 
-def _signatures(ends: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, TensorSignature]:
+def _signatures(model: str, ends: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, TensorSignature]:
+    for name, (datatype, _) in ends.items():
+        if datatype not in BY_NAME:
+            raise UnsupportedInput(
+                f"the plan of model '{model}' has {name} in {datatype}, and Triton has datatypes for "
+                f"{', '.join(BY_NAME)} alone; build it from a graph with a cast at that end"
+            )
     return {name: TensorSignature(name, BY_NAME[datatype], shape) for name, (datatype, shape) in ends.items()}

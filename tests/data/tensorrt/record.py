@@ -27,7 +27,7 @@ LIBRARIES = ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser")
 UNSAID = {
     "build_serialized_network": "(self, network: INetworkDefinition, config: IBuilderConfig) -> IHostMemory | None",
     "deserialize_cuda_engine": "(self, serialized_engine: bytes) -> ICudaEngine | None",
-    "create_execution_context": "(self) -> IExecutionContext",
+    "create_execution_context": "(self) -> IExecutionContext | None",
     "set_input_shape": "(self, name: str, shape: Sequence[int]) -> bool",
 }
 """Of which pybind11 wrote no signature; from the API's documentation."""
