@@ -25,7 +25,7 @@ from typing import Any
 from blake3 import blake3
 
 from nemoport import __version__
-from nemoport.errors import DamagedInput, UnsupportedInput
+from nemoport.errors import DamagedInput, UnsupportedInput, UsageError
 from nemoport.spec import ModelSpec, Plan, plan_from_json, spec_from_json, to_json
 
 MANIFEST, LEDGER, ORIGIN, REPORT = "manifest.json", "ledger.jsonl", "origin.json", "report.json"
@@ -226,6 +226,12 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def check_outside(destination: Path, source: Path, what: str) -> None:
+    """Refuse to write into what is read."""
+    if source.resolve() in (destination.resolve(), *destination.resolve().parents):
+        raise UsageError(f"{destination} lies inside the {what}; choose a directory outside of it with -o")
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory as durable as the files they point to."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -233,6 +239,15 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def settle_on_disk(place: Path) -> None:
+    """Everything in a directory is on the disk when this returns."""
+    for directory, _, files in os.walk(place):
+        for file in files:
+            with (Path(directory) / file).open("rb") as handle:
+                os.fsync(handle.fileno())
+        sync_directory(Path(directory))
 
 
 def stage_place(number: int) -> str:

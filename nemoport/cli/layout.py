@@ -60,8 +60,8 @@ def inflight_batcher_llm(
         accumulate_tokens=accumulate_tokens,
         given={name: value for name, _, value in pairs},
     )
-    planned = layouts.plan(engine, choices)
-    layouts.write(planned, destination)
+    planned = layouts.plan(engine, destination, choices)
+    layouts.write(planned)
     if as_json:
         show.json({"path": str(destination), "max_batch_size": planned.batch, "ranks": planned.engine.ranks})
     else:
@@ -100,8 +100,9 @@ def nim(
             return {each: (described_by / each).read_bytes() for each in layouts.HUGGING_FACE}
         return hf.described(made.spec, made.dtype, Directory(artifact))
 
-    planned = layouts.plan(artifact, line, served_name=name or destination.resolve().name, tp=tp, described=described)
-    files = layouts.write(planned, destination)
+    served_name = name or destination.resolve().name
+    planned = layouts.plan(artifact, line, destination, served_name=served_name, tp=tp, described=described)
+    files = layouts.write(planned)
     if as_json:
         said = {"path": str(destination), "nim": line, "served_name": planned.served_name, "profile": planned.profile}
         show.json({**said, "environment": dict(planned.environment), "files": list(files)})

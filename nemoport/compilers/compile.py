@@ -72,8 +72,7 @@ def plan(source: Path, to: str, destination: Path, given: Mapping[str, Any], run
             f"{source} is an artifact of kind {made.kind}, and --to {to} compiles {builder.TAKES}; "
             f"make one with `nemoport convert --to {builder.TAKES}`"
         )
-    if source.resolve() in (destination.resolve(), *destination.resolve().parents):
-        raise UsageError(f"{destination} lies inside the artifact; choose a directory outside of it with -o")
+    artifact.check_outside(destination, source, "artifact")
     place = meant.place(made, source, to, runtime) if runtime else None
     build: Build = builder.plan(source, made, given)
     if place and runtime:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from nemoport import plugins
-from nemoport.artifact import Artifact
+from nemoport.artifact import Artifact, check_outside
 from nemoport.errors import UnsupportedInput, UsageError
 from nemoport.exporters import contract, quantize, requantize, serving, source, statistics, stream, translated
 from nemoport.exporters.adapters import huggingface as peft
@@ -66,8 +66,8 @@ def plan(
     if plan.profile != "portable" and to != "onnx":
         raise UsageError(f"--profile {plan.profile} is of ONNX graphs; leave it out with --to {to}, or use --to onnx")
     for place, what in ((path, "checkpoint"), (adapter, "adapter")):
-        if place and place.resolve() in (destination.resolve(), *destination.resolve().parents):
-            raise UsageError(f"{destination} lies inside the {what}; choose a directory outside of it with -o")
+        if place:
+            check_outside(destination, place, what)
     _check_dialect(plan, to, target)
     chosen = quantize.chosen(plan.recipe, to, target, calibration is not None, plan.dialect) if plan.recipe else None
     seen: Once[Statistics] | None = None

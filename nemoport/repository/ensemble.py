@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from nemoport import artifact
 from nemoport.artifact import Artifact, Signature, Tensor
 from nemoport.errors import DamagedInput, UsageError
+from nemoport.repository.unfinished import unfinished
 
 KIND, FILE = "ensemble", "ensemble.json"
 
@@ -86,10 +86,7 @@ def compose(destination: Path, name: str, members: Sequence[tuple[str, Path]], g
         for member, (_, evidence) in zip(row, members, strict=True)
     ]
     (_, evidence), last = members[-1], made[-1]
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{name}.", dir=destination.parent) as scratch:
-        place = Path(scratch) / name
-        place.mkdir()
+    with unfinished(destination) as place:
         artifact.write_atomically(place / FILE, artifact.json_bytes({"steps": steps}))
         if (evidence / artifact.ORIGIN).is_file():
             artifact.write_atomically(place / artifact.ORIGIN, (evidence / artifact.ORIGIN).read_bytes())
@@ -105,8 +102,6 @@ def compose(destination: Path, name: str, members: Sequence[tuple[str, Path]], g
             built_with=last.built_with,
         )
         artifact.write_manifest(place, composed)
-        place.rename(destination)
-    artifact.sync_directory(destination.parent)
 
 
 def steps(made: Artifact) -> list[dict[str, Any]]:

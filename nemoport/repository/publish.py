@@ -12,7 +12,7 @@ from nemoport.errors import DamagedInput, PolicyError, UsageError
 from nemoport.repository import config, history, journal, provenance, stamps, values
 from nemoport.repository.journal import Move
 from nemoport.repository.kinds import kind_of
-from nemoport.repository.storage import changing, copy, need_room, settle_on_disk
+from nemoport.repository.storage import changing, copy, need_room
 from nemoport.repository.versions import (
     STAGED,
     State,
@@ -78,7 +78,7 @@ def publish(
             text = config.render(replace(wanted, versions=(version,)))
             (scratch / "model" / config.FILE).write_text(text)
             (scratch / "model" / values.FILE).write_text(values.write(said, made, name))
-        settle_on_disk(scratch)
+        artifact.settle_on_disk(scratch)
         arrives = (
             Move(scratch / "model" / staged, known.model / staged)
             if known

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nemoport.artifact import sync_directory
 from nemoport.errors import MachineError
 from nemoport.repository import config, journal
 from nemoport.repository.lock import locked
@@ -67,15 +66,6 @@ def copy(source: Path, target: Path, files: Iterable[str]) -> None:
         copied = target / file
         copied.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / file, copied)
-
-
-def settle_on_disk(place: Path) -> None:
-    """Everything in a directory is on the disk when this returns."""
-    for directory, _, files in os.walk(place):
-        for file in files:
-            with (Path(directory) / file).open("rb") as handle:
-                os.fsync(handle.fileno())
-        sync_directory(Path(directory))
 
 
 def _settle(repository: Path, name: str) -> None:

@@ -19,7 +19,7 @@ from nemoport.repository import config, history, journal, values
 from nemoport.repository.journal import Move, Step, Write
 from nemoport.repository.publish import check_paths, served, verify
 from nemoport.repository.remote import Remote, lock
-from nemoport.repository.storage import changing, need_room, settle_on_disk
+from nemoport.repository.storage import changing, need_room
 from nemoport.repository.versions import State, evidence_of, is_live, staging_area, state
 
 PULLED = ".pull-"
@@ -177,7 +177,7 @@ def _pull(remote: Remote, repository: Path, name: str) -> Sent:
             for text, content in tree.texts.items():
                 (model / text).parent.mkdir(parents=True, exist_ok=True)
                 (model / text).write_bytes(content)
-        settle_on_disk(area) if area.is_dir() else None
+        artifact.settle_on_disk(area) if area.is_dir() else None
         if not is_live(repository, name):
             steps.append(Move(model, repository.resolve() / name))
         evidence_of(repository, name).mkdir(exist_ok=True)

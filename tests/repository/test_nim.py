@@ -171,10 +171,13 @@ def test_a_profile_is_known_by_its_tag(
     if algorithm:
         (tmp_path / "hf/hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": algorithm}}))
     artifact.write_manifest(tmp_path / "hf", replace(artifact.read_manifest(made / "hf"), dtype=dtype))
-    planned = nim.plan(tmp_path / "hf", "2.x", served_name="m", tp=tp, described=lambda _: {})
+    planned = nim.plan(tmp_path / "hf", "2.x", tmp_path / "nim", served_name="m", tp=tp, described=lambda _: {})
     assert planned.profile == tag
     assert (f"profile {tag}:" in nim.environment_file(planned)) == bool(tag)
-    assert nim.plan(tmp_path / "hf", "1.x", served_name="m", tp=tp, described=lambda _: {}).profile == "vllm"
+    assert (
+        nim.plan(tmp_path / "hf", "1.x", tmp_path / "nim", served_name="m", tp=tp, described=lambda _: {}).profile
+        == "vllm"
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,7 +195,7 @@ def test_what_that_line_does_not_serve_is_refused_before_a_weight_is_read(
     (tmp_path / kind).mkdir()
     shutil.copyfile(made / kind / artifact.MANIFEST, tmp_path / kind / artifact.MANIFEST)
     with pytest.raises(error, match=way_out):
-        nim.plan(tmp_path / kind, line, served_name="m", tp=tp, described=lambda _: {})
+        nim.plan(tmp_path / kind, line, tmp_path / "nim", served_name="m", tp=tp, described=lambda _: {})
 
 
 def test_a_model_without_a_tokenizer_is_refused(made: Path, tmp_path: Path) -> None:
@@ -200,7 +203,7 @@ def test_a_model_without_a_tokenizer_is_refused(made: Path, tmp_path: Path) -> N
     (tmp_path / "hf").mkdir()
     artifact.write_manifest(tmp_path / "hf", kept)
     with pytest.raises(UnsupportedInput, match="has no tokenizer"):
-        nim.plan(tmp_path / "hf", "2.x", served_name="m", described=lambda _: {})
+        nim.plan(tmp_path / "hf", "2.x", tmp_path / "nim", served_name="m", described=lambda _: {})
 
 
 def test_a_place_that_is_taken_is_refused_and_what_a_killed_run_left_is_not(made: Path, tmp_path: Path) -> None:

@@ -15,18 +15,17 @@ repository that can be moved therefore is served from its own directory, which `
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from nemoport.artifact import json_bytes, link, sync_directory
+from nemoport.artifact import check_outside, json_bytes, link
 from nemoport.errors import UsageError
 from nemoport.repository.inflight import configs, engine, settings, tokens
 from nemoport.repository.inflight.engine import Engine
 from nemoport.repository.inflight.settings import KNOWN
+from nemoport.repository.unfinished import check_free, unfinished
 
 OF_DRAFT = "draft."
 """Before the name of a parameter that is for the draft model."""
@@ -72,13 +71,17 @@ class Choices:
 class Layout:
     """A repository that was fully checked; nothing has been written."""
 
+    destination: Path
     engine: Engine
     batch: int
     written: Mapping[str, bytes]
     linked: Mapping[str, Path]
 
 
-def plan(directory: Path, choices: Choices) -> Layout:
+def plan(directory: Path, destination: Path, choices: Choices) -> Layout:
+    check_free(destination)
+    for source in (directory, *([choices.draft] if choices.draft else [])):
+        check_outside(destination, source, "engine")
     target = engine.read(directory)
     draft = engine.read(choices.draft) if choices.draft else None
     _check_draft(target, draft)
@@ -96,6 +99,7 @@ def plan(directory: Path, choices: Choices) -> Layout:
     }
     around = (configs.PREPROCESSING, configs.POSTPROCESSING)
     return Layout(
+        destination=destination,
         engine=target,
         batch=batch,
         written={
@@ -113,22 +117,15 @@ def plan(directory: Path, choices: Choices) -> Layout:
     )
 
 
-def write(layout: Layout, destination: Path) -> None:
+def write(layout: Layout) -> None:
     """The whole repository, with one rename."""
-    if os.path.lexists(destination):
-        raise UsageError(f"{destination} exists; remove it, or choose another directory with -o")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as scratch:
-        place = Path(scratch) / destination.name
+    with unfinished(layout.destination) as place:
         for name, content in layout.written.items():
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             (place / name).write_bytes(content)
         for name, source in layout.linked.items():
             link(source, place / name)
         (place / "serve.sh").chmod(0o755)
-        os.sync()
-        place.rename(destination)
-    sync_directory(destination.parent)
 
 
 def _configs(engines: Mapping[str, Engine], batch: int, choices: Choices) -> dict[str, str]:

@@ -33,7 +33,7 @@ from nemoport import artifact
 from nemoport.artifact import Artifact, File
 from nemoport.compatibility import claims, judge, runtime
 from nemoport.errors import UnsupportedInput, UsageError
-from nemoport.repository.storage import settle_on_disk
+from nemoport.repository.unfinished import check_free, unfinished
 from nemoport.spec import LanguageModel
 
 LINES = ("1.x", "2.x")
@@ -92,6 +92,7 @@ class Layout:
     """Everything that will be written; nothing has been."""
 
     source: Path
+    destination: Path
     made: Artifact
     line: str
     served_name: str
@@ -107,6 +108,7 @@ class Layout:
 def plan(
     source: Path,
     line: str,
+    destination: Path,
     *,
     served_name: str,
     tp: int | None = None,
@@ -114,6 +116,8 @@ def plan(
 ) -> Layout:
     """`described` gives Hugging Face's config.json and generation_config.json of a model whose artifact has neither."""
     made = artifact.read_manifest(source)
+    check_free(destination)
+    artifact.check_outside(destination, source, "artifact")
     shape = _shape(source, made, line)
     if tp is not None and shape.kind != "hf" and tp != made.plan.tp:
         raise UsageError(f"{source} is cut for tp={made.plan.tp}, tp={tp} was asked for; convert it again")
@@ -129,6 +133,7 @@ def plan(
     profile = backend if line == "1.x" else _tag(source, made, backend, ranks)
     return Layout(
         source=source,
+        destination=destination,
         made=made,
         line=line,
         served_name=served_name,
@@ -139,36 +144,27 @@ def plan(
     )
 
 
-def write(layout: Layout, destination: Path) -> tuple[str, ...]:
+def write(layout: Layout) -> tuple[str, ...]:
     """The directory, complete with one rename, and before it what lies beside; gives the names of its files. They are
     linked where that keeps their mode, else copied."""
-    record = beside(destination)
-    if not os.path.lexists(destination) and (record / RECORD).is_file():
-        shutil.rmtree(record)  # of a run that was killed before the last rename
-    if taken := next((path for path in (destination, record) if os.path.lexists(path)), None):
-        raise UsageError(f"{taken} exists; remove it, or choose another directory with -o")
-    artifact.verify(layout.source, layout.made)
-    scratch = destination.with_name(f".{destination.name}.unfinished")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        for place, file in layout.moved.items():
-            _bring(layout.source / file, scratch / "model" / place)
-        for place, content in layout.added.items():
-            _write(scratch / "model" / place, content)
-        files = [artifact.describe(scratch / "model" / place, scratch / "model") for place in layout.added]
-        _write(scratch / "beside" / RECORD, artifact.json_bytes(_record(layout, files)))
-        _write(scratch / "beside" / ENVIRONMENT, environment_file(layout).encode())
-        for name in (artifact.MANIFEST, artifact.LEDGER):
-            if (layout.source / name).is_file():
-                _bring(layout.source / name, scratch / "beside" / name)
-        for directory in (path for path in scratch.rglob("*") if path.is_dir()):
-            directory.chmod(DIRECTORY_MODE)
-        settle_on_disk(scratch)
-        os.rename(scratch / "beside", record)
-        os.rename(scratch / "model", destination)
-        artifact.sync_directory(destination.resolve().parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    record = beside(layout.destination)
+    with unfinished(layout.destination) as model:
+        if (record / RECORD).is_file():
+            shutil.rmtree(record)  # of a run that was killed before the last rename
+        with unfinished(record) as told:
+            artifact.verify(layout.source, layout.made)
+            for place, file in layout.moved.items():
+                _bring(layout.source / file, model / place)
+            for place, content in layout.added.items():
+                _write(model / place, content)
+            files = [artifact.describe(model / place, model) for place in layout.added]
+            _write(told / RECORD, artifact.json_bytes(_record(layout, files)))
+            _write(told / ENVIRONMENT, environment_file(layout).encode())
+            for name in (artifact.MANIFEST, artifact.LEDGER):
+                if (layout.source / name).is_file():
+                    _bring(layout.source / name, told / name)
+            for directory in (model, told, *(path for path in model.rglob("*") if path.is_dir())):
+                directory.chmod(DIRECTORY_MODE)
     return (*sorted({*layout.moved, *layout.added}),)
 
 
