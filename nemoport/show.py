@@ -30,6 +30,11 @@ def line(text: str) -> None:
     _out.print(escape(text), soft_wrap=True)
 
 
+def warnings(found: Sequence[str]) -> None:
+    for each in found:
+        _err.print(f"Warning: {escape(each)}", soft_wrap=True)
+
+
 def json(data: Mapping[str, Any]) -> None:
     """One object, and nothing else on stdout."""
     print(_json.dumps(data, indent=2, ensure_ascii=False))  # noqa: T201

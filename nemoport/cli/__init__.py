@@ -173,6 +173,8 @@ def build(
     wanted = pipelines.read(pipeline, only)
     planned = pipelines.plan(wanted, max_memory)
     needed = pipelines.need(wanted, planned)
+    for each in planned:
+        show.warnings([f"{each.wanted.name}: {warning}" for warning in each.job.output.warnings])
     if dry_run:
         plan = {
             "models": [each.as_json() for each in planned],

@@ -128,6 +128,7 @@ def convert(
         max_memory=max_memory,
     )
     verdict = loadable.check(job, runtime) if runtime else None
+    show.warnings(job.output.warnings)
     if not as_json:
         show.rows((*convert.summary(job), *([convert.Row("runtime", str(verdict))] if verdict else [])))
     artifact = None

@@ -141,6 +141,8 @@ class Output:
     """Of each pipeline stage, where they are executed one by one."""
     late: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
     """Small files whose bytes are known when the tensors are written."""
+    warnings: tuple[str, ...] = ()
+    """What whoever converts should know before it is served, each a sentence."""
 
 
 class Target(Protocol):

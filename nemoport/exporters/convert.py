@@ -261,6 +261,7 @@ def as_json(job: Job, artifact: Artifact | None) -> dict[str, Any]:
         "bytes": job.bytes,
         "output": str(job.destination),
         "loads": job.output.loads,
+        "warnings": list(job.output.warnings),
         "contract": [str(each) for each in breaches(job)] if artifact else None,
         "files": [{"path": file.path, "size": file.size, "blake3": file.blake3} for file in artifact.files]
         if artifact

@@ -27,6 +27,7 @@ from nemoport.exporters.signatures import of_encoder
 from nemoport.exporters.targets.onnx import quantized
 from nemoport.exporters.targets.onnx.decoder import decoder
 from nemoport.exporters.targets.onnx.encoder import encoder
+from nemoport.exporters.targets.onnx.experts import slow_to_load
 from nemoport.exporters.targets.onnx.graph import Graph
 from nemoport.exporters.targets.onnx.latent import WHOLE
 from nemoport.exporters.targets.onnx.layers import Tables
@@ -74,6 +75,7 @@ def output(model: Model, plan: Plan) -> Output:
         dtype=dtype,
         signature=whole,
         stages=each if len(stages) > 1 else (),
+        warnings=tuple(slow_to_load(spec, stages)),
     )
 
 

@@ -5,10 +5,15 @@ tokens * top_k of them. NonZero gives each expert the numbers of its own, which 
 is put back by number, whole, so that nothing need be added up in place, which not every runtime can.
 
 The work is that of the chosen experts alone, and a step of decoding reads only their weights. The price is a dozen
-nodes for each expert of each layer, which runtimes look through one by one when they load.
+nodes for each expert of each layer. ONNX Runtime, when it loads them, compares every buffer that a node makes with all
+that are free by then, and those of experts never fit: how many tokens each sees is a dimension of its own. So loading
+takes quadratic time, 5 to 20 times that of loading without the search (`enable_mem_reuse` of the Python API; Triton has
+no parameter for it), and finds nothing.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from onnx import TensorProto
 
@@ -16,10 +21,29 @@ from nemoport.exporters.dtypes import DTYPES
 from nemoport.exporters.targets.onnx.feed_forward import feed_forward
 from nemoport.exporters.targets.onnx.graph import Graph
 from nemoport.exporters.targets.onnx.layers import matmul
-from nemoport.spec import Groups, Mixture, Router
+from nemoport.exporters.targets.onnx.stages import Stage
+from nemoport.spec import Groups, Mixture, ModelSpec, Router
 
 NEVER = -3.0e38
 """The merit of an expert that must not be chosen."""
+LOADING = 6e-5
+"""Seconds of a processor for each pair of experts in a graph, whatever their size and in however many layers: ONNX
+Runtime 1.31 loads 256 in 2 to 4 s, 512 in 11 to 14, 1024 in 63."""
+PATIENCE = 120.0
+"""Seconds of loading that nobody need be told of."""
+
+
+def slow_to_load(spec: ModelSpec, stages: tuple[Stage, ...]) -> Iterator[str]:
+    """A warning, where loading all stages takes longer than anybody expects."""
+    mixtures = [block.ffn.experts if isinstance(block.ffn, Mixture) else 0 for block in spec.blocks]
+    counts = [sum(mixtures[stage.layers.start : stage.layers.stop]) for stage in stages]
+    if (seconds := LOADING * sum(count**2 for count in counts)) > PATIENCE:
+        yield (
+            f"ONNX Runtime will need about {seconds / 60:.0f} minutes of a processor to load this model: its time "
+            f"grows with the square of the experts in a graph, and all layers together have {sum(counts):,}; cut it "
+            f"into {'more ' if len(stages) > 1 else ''}stages (--pp N takes an N-th), or use --to trtllm, vllm or "
+            "llmapi"
+        )
 
 
 def mixture(graph: Graph, mixed: Mixture, name: str, x: str, dtype: str) -> str:
