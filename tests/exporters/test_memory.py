@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -74,13 +75,7 @@ def test_an_archive_is_sealed_within_the_cap(tmp_path: Path) -> None:
     given, out = tmp_path / "config.json", tmp_path / "out"
     given.write_text(json.dumps({"attn_mask_type": "padding"}))
     arguments = ["convert", path, "--to", "torchscript", "--config", given, "-o", out]
-    running = subprocess.Popen(
-        [sys.executable, "-c", WITHOUT_WRITING, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    peak = _peak(running)
+    peak = _peak(_without_writing(arguments))
     assert (out / "model.pt").stat().st_size > 0.8 * _bytes(spec)
     assert 10 * 2**20 < peak < CAP, f"{peak / 2**20:.0f} MiB"
     shutil.rmtree(out)
@@ -96,13 +91,7 @@ def test_quantizing_streams_within_the_cap(method: str, tmp_path: Path) -> None:
     given.write_text(json.dumps(config(spec, "huggingface")))
     said = ("--quantize", method, "--dialect", "compressed-tensors", "--config", given, "-o", out)
     arguments = ["convert", path, "--to", "hf", *said]
-    running = subprocess.Popen(
-        [sys.executable, "-c", WITHOUT_WRITING, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    peak = _peak(running)
+    peak = _peak(_without_writing(arguments))
     written = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     assert 0.2 * _bytes(spec) < written < 0.7 * _bytes(spec)
     assert 10 * 2**20 < peak < CAP, f"{peak / 2**20:.0f} MiB"
@@ -128,13 +117,7 @@ def _check_streams(path: Path, spec: ModelSpec, directory: Path, name: str) -> N
     out = directory / "out"
     arguments = ["convert", path, "--to", "trtllm", "--tp", "2", "--config", given, "-o", out]
     began = time.monotonic()
-    running = subprocess.Popen(
-        [sys.executable, "-c", WITHOUT_WRITING, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    peak = _peak(running)
+    peak = _peak(_without_writing(arguments))
     written = sum(file.stat().st_size for file in out.glob("rank*.safetensors"))
     figures = f"{name}: {written / 1e9:.1f} GB, {peak / 2**20:.0f} MiB, {time.monotonic() - began:.0f} s"
     if found := os.environ.get("NEMOPORT_FIGURES"):
@@ -145,7 +128,17 @@ def _check_streams(path: Path, spec: ModelSpec, directory: Path, name: str) -> N
     shutil.rmtree(out)
 
 
+def _without_writing(arguments: Sequence[object]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WITHOUT_WRITING, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def _peak(running: subprocess.Popen[str]) -> int:
+    """Bytes of memory of its own that the command has at most."""
     peak = 0
     while running.poll() is None:
         peak = max(peak, anonymous(running.pid))
