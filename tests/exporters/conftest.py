@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from .adapters import merged
 from .commands import converted
 from .fixtures import Fixture
 
@@ -28,3 +29,9 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
         return made[key]
 
     return convert
+
+
+@pytest.fixture(scope="session")
+def merged_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fixture's adapter in the fixture's base, which no test may change."""
+    return merged("hf", tmp_path_factory.mktemp("lora") / "merged")
