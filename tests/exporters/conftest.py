@@ -11,6 +11,7 @@ import pytest
 from .adapters import merged
 from .commands import converted
 from .fixtures import Fixture
+from .modelopt import METHODS, Twin, save
 
 Once = Callable[..., Path]
 
@@ -35,3 +36,9 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 def merged_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fixture's adapter in the fixture's base, which no test may change."""
     return merged("hf", tmp_path_factory.mktemp("lora") / "merged")
+
+
+@pytest.fixture(scope="session")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Twin]:
+    """What ModelOpt would make of one model, by method, which no test may change."""
+    return {method: save(tmp_path_factory.mktemp("twins") / method, method) for method in METHODS}

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nemoport.spec import Attention, Block, Dense, LanguageModel, ModelSpec, Norm, Rope
@@ -149,3 +150,13 @@ def _describe(path: Path, method: str, spec: ModelSpec, kv_cache: str | None) ->
     inside |= {"quant_algo": METHODS[method].said["quant_algo"]}
     config = made.config(spec, "huggingface") | {"torch_dtype": "bfloat16", "quantization_config": inside}
     (path / "config.json").write_text(json.dumps(config))
+
+
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def stored_bytes(path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...], bytes]]:
+    return {
+        name: (tensor.dtype, tuple(tensor.shape), tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        for name, tensor in load_file(path).items()
+    }

@@ -1,5 +1,4 @@
-"""Checkpoints that ModelOpt quantized: passed on bit for bit where a target has room for them, refused where it has
-not, and never undone."""
+"""Checkpoints that ModelOpt quantized: passed on bit for bit where a target has room for them."""
 
 from __future__ import annotations
 
@@ -7,10 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,36 +14,21 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from validation.mutants import Opened, mutate
 
 from nemoport.artifact import read_manifest
 from nemoport.exporters import source
 from nemoport.exporters.dequantized import dequantized
 from nemoport.exporters.encoding import Encoded
-from nemoport.exporters.methods import rows
 from nemoport.exporters.tensor import cut, read
-from nemoport.validation import Request, validate
 
-from .commands import command, converted, sentence
-from .modelopt import CKPT, METHODS, SMALL, SPEC, Twin, save
+from .commands import command, converted
+from .modelopt import CKPT, METHODS, SMALL, SPEC, Twin, every_method, save, stored_bytes
 
 FIXTURES = os.environ.get("NEMOPORT_FIXTURES")
 """A folder of checkpoints too large to come along; `trtllm/ckpt` in it has those that ModelOpt itself wrote."""
 TO_TRTLLM = ("fp8", "int4_awq", "nvfp4", "int8_sq")
-every_method = pytest.mark.parametrize("method", METHODS)
+
 with_fixtures = pytest.mark.skipif(FIXTURES is None, reason="NEMOPORT_FIXTURES names no folder")
-
-
-@pytest.fixture(scope="module")
-def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Twin]:
-    return {method: save(tmp_path_factory.mktemp("twins") / method, method) for method in METHODS}
-
-
-def stored_bytes(path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...], bytes]]:
-    return {
-        name: (tensor.dtype, tuple(tensor.shape), tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-        for name, tensor in load_file(path).items()
-    }
 
 
 @every_method
@@ -209,178 +190,6 @@ def test_ranks_of_four_gather_to_one(twins: dict[str, Twin], tmp_path: Path) -> 
             assert torch.equal(torch.cat([rank[i] for i in range(3) for rank in rows]), tensor.float()), name
         else:
             assert torch.equal(torch.cat(parts)[: len(tensor)], tensor.float()), name
-
-
-def refused(*arguments: object, code: int = 3) -> str:
-    result = command("convert", *arguments)
-    assert result.exit_code == code, result.output
-    return sentence(result.stderr)
-
-
-def test_scales_that_would_have_to_be_shared_are_refused(tmp_path: Path) -> None:
-    twin = save(tmp_path / "twin", "fp8", SMALL, shared=False)
-    said = refused(twin.path, "--to", "trtllm", "-o", tmp_path / "out")
-    assert "up_proj.weight have each a scale of their own" in said
-    assert not (tmp_path / "out").exists()
-
-
-@every_method
-def test_another_dtype_and_what_onnx_cannot_say_are_refused(
-    method: str, twins: dict[str, Twin], tmp_path: Path
-) -> None:
-    path = twins[method].path
-    if reason := {row.method: row.refused for row in rows() if row.dialect == "onnx"}[method]:
-        assert f"is quantized ({method}): {reason}" in refused(path, "--to", "onnx", "-o", tmp_path / "out")
-    assert "leave --dtype out" in refused(path, "--to", "hf", "--dtype", "bfloat16", "-o", tmp_path / "out", code=2)
-
-
-def test_what_trtllm_cannot_load_is_refused(twins: dict[str, Twin], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert "quantizes plain weights to W8A16 itself" in refused(twins["int8"].path, "--to", "trtllm", "-o", out)
-    at_four = refused(twins["int4_awq"].path, "--to", "trtllm", "--tp", 4, "-o", out)
-    assert "with 128 inputs to an element of its scale, and cannot be cut at inputs 0 to 64" in at_four
-    odd = save(tmp_path / "odd", "int4_awq", replace(SPEC, hidden_size=384))
-    at_two = refused(odd.path, "--to", "trtllm", "--tp", 2, "-o", out)
-    assert "384 hidden at tp=2, which do not divide by 256" in at_two
-    cached = save(tmp_path / "cached", "fp8", SMALL, kv_cache=True)
-    assert "scales for k and v apart" in refused(cached.path, "--to", "trtllm", "-o", out)
-    assert not out.exists()
-
-
-def change(*edits: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
-    def apply(path: Path) -> None:
-        stored = load_file(path / "model.safetensors")
-        for edit in edits:
-            edit(stored)
-        save_file(stored, path / "model.safetensors", {"format": "pt"})
-
-    return apply
-
-
-def describe(**changes: Any) -> Callable[[Path], None]:
-    def apply(path: Path) -> None:
-        data = json.loads((path / "hf_quant_config.json").read_text())
-        data["quantization"] |= changes
-        (path / "hf_quant_config.json").write_text(json.dumps(data))
-
-    return apply
-
-
-K = "model.layers.1.self_attn.k_proj"
-DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a scale is missing": (change(lambda at: at.pop(f"{K}.weight_scale")), f"{K}.weight_scale is missing"),
-    "the scale of the input is missing": (change(lambda at: at.pop(f"{K}.input_scale")), "input_scale is missing"),
-    "a scale is cut": (
-        change(lambda at: at.update({f"{K}.weight_scale": torch.zeros(0)})),
-        "float32 [0], float32 [] needed",
-    ),
-    "a scale in another dtype": (
-        change(lambda at: at.update({f"{K}.weight_scale": torch.tensor(1.0).bfloat16()})),
-        "is bfloat16 []",
-    ),
-    "a scale without a weight": (
-        change(lambda at: at.update({f"{K}.weight": at[f"{K}.weight"].bfloat16()})),
-        "scales have no weight quantized by fp8 beside them",
-    ),
-    "a plain weight": (
-        change(
-            lambda at: at.update({f"{K}.weight": at[f"{K}.weight"].bfloat16()}),
-            lambda at: at.pop(f"{K}.weight_scale"),
-            lambda at: at.pop(f"{K}.input_scale"),
-        ),
-        f"{K} is plain bfloat16, and not excluded",
-    ),
-    "excluded and quantized": (describe(exclude_modules=["lm_head", f"{K}*"]), "though it is excluded"),
-    "two descriptions": (describe(quant_algo="NVFP4"), "its config.json says FP8"),
-}
-
-
-@pytest.mark.parametrize("damage, said", DAMAGE.values(), ids=DAMAGE)
-def test_damage_is_named(damage: Callable[[Path], None], said: str, twins: dict[str, Twin], tmp_path: Path) -> None:
-    path = shutil.copytree(twins["fp8"].path, tmp_path / "twin")
-    damage(path)
-    assert said in refused(path, "--to", "hf", "-o", tmp_path / "out")
-    assert "problem" in json.loads(command("inspect", path, "--json").stdout)
-
-
-def test_an_unknown_algorithm_is_refused_by_name(twins: dict[str, Twin], tmp_path: Path) -> None:
-    path = shutil.copytree(twins["fp8"].path, tmp_path / "twin")
-    describe(quant_algo="W4A8_AWQ")(path)
-    assert "W4A8_AWQ" in refused(path, "--to", "hf", "-o", tmp_path / "out")
-
-
-def test_a_plain_linear_that_is_excluded_is_passed_on(twins: dict[str, Twin], tmp_path: Path) -> None:
-    path = shutil.copytree(twins["fp8"].path, tmp_path / "twin")
-    DAMAGE["a plain weight"][0](path)
-    describe(exclude_modules=["lm_head", K])(path)
-    out = converted(path, "hf", tmp_path / "out")
-    assert stored_bytes(out / "model.safetensors") == stored_bytes(path / "model.safetensors")
-    assert "layers.1.attn.k.weight is not" in refused(path, "--to", "trtllm", "-o", tmp_path / "ranks")
-
-
-@pytest.mark.parametrize(
-    "method, to, plan",
-    [
-        *((method, "hf", {}) for method in METHODS),
-        *((method, "trtllm", {"tp": 2, "pp": 2}) for method in TO_TRTLLM),
-    ],
-)
-def test_what_was_passed_on_validates(
-    method: str, to: str, plan: dict[str, Any], twins: dict[str, Twin], tmp_path: Path
-) -> None:
-    out = converted(twins[method].path, to, tmp_path / "out", **plan)
-    report = validate(Request(subject=out))
-    assert report.passed, report
-    assert len(report.checks) > 3
-    assert any("rounds the inputs" in note for note in report.notes) == (method not in ("int4_awq", "int8"))
-
-
-def reciprocal(name: str) -> Callable[[Opened], None]:
-    def apply(opened: Opened) -> None:
-        for array in opened.named(name):
-            array[...] = 1 / array
-
-    return apply
-
-
-def swapped_nibbles(name: str) -> Callable[[Opened], None]:
-    def apply(opened: Opened) -> None:
-        for array in opened.named(name):
-            words = array.view(np.uint8)
-            words[...] = words >> 4 | words << 4
-
-    return apply
-
-
-def from_another_layer(name: str) -> Callable[[Opened], None]:
-    def apply(opened: Opened) -> None:
-        for array, other in zip(opened.named(name), opened.named(name.replace("layers.0", "layers.1")), strict=True):
-            array[...] = other
-
-    return apply
-
-
-_HF, _RANK = "model.layers.0.mlp.down_proj", "transformer.layers.0.mlp.proj"
-MUTANTS = {
-    "hf fp8, reciprocal scale": ("fp8", "hf", reciprocal(f"{_HF}.weight_scale")),
-    "trtllm fp8, reciprocal scale": ("fp8", "trtllm", reciprocal(f"{_RANK}.weights_scaling_factor")),
-    "hf nvfp4, reciprocal scale": ("nvfp4", "hf", reciprocal(f"{_HF}.weight_scale_2")),
-    "trtllm nvfp4, reciprocal scale": ("nvfp4", "trtllm", reciprocal(f"{_RANK}.weights_scaling_factor_2")),
-    "hf int4_awq, swapped nibbles": ("int4_awq", "hf", swapped_nibbles(f"{_HF}.weight")),
-    "trtllm int4_awq, swapped nibbles": ("int4_awq", "trtllm", swapped_nibbles(f"{_RANK}.weight")),
-    "trtllm int4_awq, reciprocal pre-scale": ("int4_awq", "trtllm", reciprocal(f"{_RANK}.prequant_scaling_factor")),
-    "hf fp8, scale of another layer": ("fp8", "hf", from_another_layer(f"{_HF}.weight_scale")),
-}
-
-
-@pytest.mark.parametrize("method, to, damage", MUTANTS.values(), ids=MUTANTS)
-def test_validation_catches_a_wrong_field_by_bits_and_by_logits(
-    method: str, to: str, damage: Callable[[Opened], None], twins: dict[str, Twin], tmp_path: Path
-) -> None:
-    clean = converted(twins[method].path, to, tmp_path / "clean")
-    report = validate(Request(subject=mutate(clean, tmp_path / "mutant", damage), against=twins[method].path))
-    failed = {check.name.partition(":")[0] for check in report.checks if not check.passed}
-    assert {"weights of the source", "logits of the source"} <= failed
 
 
 @with_fixtures
