@@ -11,7 +11,6 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,18 @@ import pytest
 import tritonclient.grpc
 import tritonclient.http
 from exporters.commands import command, sentence
-from families.encoders import CASES, save
 from numpy.typing import NDArray
 from repository.made import write_verdict
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from tritonserver import tritonserver
 
 from nemoport import artifact, pipeline
-from nemoport.artifact import Signature, Tensor
 from nemoport.check import Request as Looked
 from nemoport.check import check
 from nemoport.compatibility import triton
 from nemoport.errors import PolicyError, UsageError
 from nemoport.exporters import convert
 from nemoport.repository import config, versions
-from nemoport.repository.ensemble import Member, compose, wired
+from nemoport.repository.ensemble import compose
 from nemoport.repository.promote import promote
 from nemoport.repository.publish import publish
 from nemoport.repository.regenerate import regenerate
@@ -44,8 +40,7 @@ from nemoport.runner.serve import serving_all
 from nemoport.runner.server import Server
 from nemoport.spec import Plan
 from nemoport.validation import Request, validate
-from nemoport.validation.prompts import Prompt
-from nemoport.validation.sentences import SENTENCES, sentences
+from nemoport.validation.sentences import sentences
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -58,11 +53,6 @@ RECORDED = np.load(Path(__file__).parent / "data" / "encoders" / "minilm.npz")
 LONGEST = 256
 """What sentence_bert_config.json says; tokenizer_config.json says 512, and tokenizer.json 128."""
 WITHIN = 1e-5
-IDS = Tensor("input_ids", "int64", ("batch", "sequence"))
-MASK = Tensor("attention_mask", "int64", ("batch", "sequence"))
-TYPES = Tensor("token_type_ids", "int64", ("batch", "sequence"))
-TEXT = Tensor("TEXT", "string", ("batch", 1))
-VECTORS = Tensor("embeddings", "float32", ("batch", 8))
 
 
 @pytest.fixture(scope="module")
@@ -345,57 +335,6 @@ def test_a_dry_run_knows_the_ensemble(built: Path, tmp_path: Path) -> None:
     ]
 
 
-def with_tokenizer(path: Path) -> Any:
-    """A small BPE, trained here, beside the model; as transformers has it. Its padding is 1, as RoBERTa's."""
-    inner = Tokenizer(models.BPE(unk_token="<unk>"))
-    inner.normalizer, inner.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Whitespace()
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=special, limit_alphabet=60, show_progress=False)
-    inner.train_from_iterator(SENTENCES, trainer)
-    ends = [("<s>", 0), ("</s>", 2)]
-    inner.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=ends
-    )
-    made = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        model_input_names=["input_ids", "attention_mask", "token_type_ids"],
-    )
-    made.save_pretrained(path)
-    return made
-
-
-@pytest.mark.parametrize("name", ["roberta", "bert classifier", "bert reranker", "llama, last"])
-def test_encoders_of_every_kind_take_text(name: str, tmp_path: Path) -> None:
-    saved = save(CASES[name], tmp_path / "model")
-    judge = with_tokenizer(saved.path)
-    file = tmp_path / "pipeline.yaml"
-    text = EXAMPLE.read_text().replace("../../build/all-MiniLM-L6-v2", str(saved.path))
-    file.write_text(text.replace("../../build/minilm/", ""))
-    assert command("build", file).exit_code == 0
-    longest = 68 if name == "roberta" else 70
-    asked = [each.strip() for each in sentences(longest)]
-    server = Server([tmp_path / "repository"])
-    try:
-        server.load("minilm")
-        with serving_all(server) as at, Client(at.http) as client:
-            singles, pairs = [[each] for each in asked], [[*each] for each in pairwise(asked)]
-            classifies = saved.case.kind.endswith("Classification")
-            for batch in (singles[:6], singles[6:], *((pairs[:5], pairs[5:]) if classifies else ())):
-                strings = np.array([[text.encode() for text in item] for item in batch], np.object_)
-                (found,) = client.infer("minilm", {"TEXT": strings}).values()
-                columns = [list(column) for column in zip(*batch, strict=True)]
-                made = judge(*columns, padding=True, truncation=True, max_length=longest, return_tensors="np")
-                ids, mask = made["input_ids"], made["attention_mask"]
-                types = made["token_type_ids"] if name.startswith("bert") else None
-                prompt = Prompt("texts", ids, mask, np.maximum(np.cumsum(mask, axis=1) - 1, 0), types)
-                wanted = saved.answers(prompt)
-                assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
-    finally:
-        server.close()
-
-
 @pytest.mark.parametrize(
     "change, words",
     {
@@ -417,34 +356,6 @@ def test_what_makes_no_ensemble_is_refused_before_anything_is_done(
     assert told.exit_code == 2
     assert words in sentence(told.stderr)
     assert [path.name for path in tmp_path.iterdir()] == ["minilm.yaml"]
-
-
-@pytest.mark.parametrize(
-    "made, taken, words",
-    [
-        ((IDS, MASK, TYPES), (IDS, MASK), "makes token_type_ids, which no later step takes"),
-        ((IDS, MASK), (IDS, Tensor("attention_mask", "int32", ("batch", "sequence"))), "takes attention_mask as int32"),
-        (
-            (IDS, MASK),
-            (IDS, Tensor("attention_mask", "int64", ("batch", 1, "n"))),
-            r"as int64 \[batch, 1, n\], and first",
-        ),
-        ((IDS, VECTORS), (IDS, VECTORS), "makes embeddings, which is there before it"),
-        ((TYPES,), (IDS, MASK), "takes input_ids, attention_mask, and the steps before it make token_type_ids"),
-    ],
-)
-def test_steps_that_do_not_fit_are_refused_in_a_sentence(
-    made: tuple[Tensor, ...], taken: tuple[Tensor, ...], words: str
-) -> None:
-    row = [Member("first", Signature((TEXT,), made)), Member("second", Signature(taken, (VECTORS,)))]
-    with pytest.raises(UsageError, match=words):
-        wired("e", row)
-
-
-def test_what_no_step_makes_is_the_clients_to_give() -> None:
-    wide = Tensor("dimensions", "int64", ("batch", 1))
-    row = [Member("first", Signature((TEXT,), (IDS, MASK))), Member("second", Signature((IDS, MASK, wide), (VECTORS,)))]
-    assert wired("e", row) == Signature((TEXT, wide), (VECTORS,))
 
 
 def test_a_tokenizer_is_written_for_encoders_and_has_no_weights(tmp_path: Path) -> None:
