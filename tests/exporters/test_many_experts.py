@@ -55,10 +55,14 @@ def test_what_loads_quickly_is_not_worth_a_word(experts: tuple[int, ...]) -> Non
     assert minutes(model(0, *experts)) == 0
 
 
-def test_a_conversion_warns_before_it_writes(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = model(750, 750)
-    path = made.save_huggingface(tmp_path / "model", spec, normal(spec))
-    asked = ("convert", path, "-o", tmp_path / "out", "--dtype", "float32", "--dry-run", "--to")
+    return made.save_huggingface(tmp_path_factory.mktemp("large") / "model", spec, normal(spec))
+
+
+def test_a_conversion_warns_before_it_writes(large: Path, tmp_path: Path) -> None:
+    asked = ("convert", large, "-o", tmp_path / "out", "--dtype", "float32", "--dry-run", "--to")
     told = command(*asked, "onnx")
     assert told.exit_code == 0
     assert told.stderr.startswith("Warning: ONNX Runtime will need about 2 minutes")
@@ -66,3 +70,13 @@ def test_a_conversion_warns_before_it_writes(tmp_path: Path) -> None:
     (warning,) = json.loads(command(*asked, "onnx", "--json").stdout)["warnings"]
     assert told.stderr == f"Warning: {warning}\n"
     assert "Warning" not in command(*asked, "hf").stderr
+
+
+def test_a_build_warns_of_each_model_by_name(large: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.yaml"
+    models = "".join(f"  - {{name: {name}, to: {name}, source: {large}, dtype: float32}}\n" for name in ("onnx", "hf"))
+    file.write_text(f"repository: repository\ncache: cache\nmodels:\n{models}")
+    told = command("build", file, "--dry-run")
+    assert told.exit_code == 0, told.stderr
+    assert told.stderr.startswith("Warning: onnx: ONNX Runtime will need about 2 minutes")
+    assert told.stderr.count("Warning") == 1
