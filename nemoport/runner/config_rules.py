@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nemoport.errors import DamagedInput, UnsupportedInput
-from nemoport.runner.ensembles.wiring import check_wiring
+from nemoport.runner.ensembles.wiring import check_wiring, is_ensemble
 from nemoport.runner.model_config import KINDS, ModelConfig, platforms
 
 REFUSED = {  # fields whose meaning this runner cannot keep, with what they would need
@@ -52,7 +52,7 @@ def check_config(config: ModelConfig, directory_name: str) -> None:
     given = {field.name for field, _ in config.ListFields()}
     for field in sorted(given & REFUSED.keys()):
         raise UnsupportedInput(f"model '{config.name}' asks for {REFUSED[field]} ({field}), which this runner lacks")
-    if config.model_transaction_policy.decoupled and config.backend not in DECOUPLED:
+    if config.model_transaction_policy.decoupled and config.backend not in DECOUPLED and not is_ensemble(config):
         raise UnsupportedInput(
             f"model '{config.name}' is decoupled, which this runner does for {', '.join(DECOUPLED)} models only"
         )

@@ -32,16 +32,22 @@ class Job:
     timeout_us: int = 0
     queued: int = 0
     deadline: int | None = None
-    cancelled: bool = False
+    whole: Job | None = field(default=None, init=False)
+    """The ensemble's, where this is a step of it: cancelled with it."""
     kind: tuple[Any, ...] = field(init=False)
     """Jobs of one kind can be executed as one batch."""
+    _cancelled: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.kind = tuple(sorted([(name, array.shape[1:]) for name, array in self.feeds.items()]))
 
     def cancel(self) -> None:
         """It is not executed if it still waits; a python model under way can see that nobody listens."""
-        self.cancelled = True
+        self._cancelled = True
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled or (self.whole is not None and self.whole.cancelled)
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,12 +211,15 @@ def load(directory: Path, version: int, config: ModelConfig, options: LoadOption
 
 
 def load_ensemble(version: int, config: ModelConfig, find: Find) -> ModelVersion:
-    """An ensemble under a config that `model_config` gave, whose members `find` gives."""
+    """An ensemble under a config that `model_config` gave, whose members `find` gives, and decide whether it is
+    decoupled, whatever the config says."""
     check_tensors(config)
     contract, statistics = _contract(config, {}, {}), Statistics()
-    check_members(config, contract, find)
-    ensemble = Ensemble(config, find, statistics)
-    return ModelVersion(config.name, version, config, contract, Placement(None, 0), ensemble, statistics, notes(config))
+    done = ModelConfig()
+    done.CopyFrom(config)
+    done.model_transaction_policy.decoupled = check_members(config, contract, find)
+    ensemble = Ensemble(done, find, statistics)
+    return ModelVersion(done.name, version, done, contract, Placement(None, 0), ensemble, statistics, notes(done))
 
 
 def _contract(config: ModelConfig, inputs: Signature, outputs: Signature) -> Contract:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,8 @@ CALLS = [
 ]
 
 
-def loads(address: str) -> dict[str, tuple[int, str]]:
-    replies = {name: ask(address, f"/v2/repository/models/{name}/load", b"") for name in CONFIGS}
+def loads(address: str, names: Iterable[str] = CONFIGS) -> dict[str, tuple[int, str]]:
+    replies = {name: ask(address, f"/v2/repository/models/{name}/load", b"") for name in names}
     return {name: (reply.status, reply.error if reply.body else "") for name, reply in replies.items()}
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from nemoport.errors import DamagedInput, UnsupportedInput
+from nemoport.errors import DamagedInput
 from nemoport.runner.contract import Contract, TensorContract
 from nemoport.runner.model_config import ModelConfig
 from nemoport.runner.refusal import Refusal
@@ -77,7 +77,8 @@ def check_wiring(config: ModelConfig) -> None:
         raise DamagedInput(f"ensemble tensor '{tensor}' is unused in ensemble '{name}'")
 
 
-def check_members(config: ModelConfig, contract: Contract, find: Callable[[str, int | None], Any]) -> None:
+def check_members(config: ModelConfig, contract: Contract, find: Callable[[str, int | None], Any]) -> bool:
+    """Whether the ensemble may answer any number of times, as one of its members does."""
     name = config.name
     own = {**contract.inputs, **contract.outputs}
     shown = {tensor: (name, contract.client_shape(of), of) for tensor, of in own.items()}
@@ -86,10 +87,6 @@ def check_members(config: ModelConfig, contract: Contract, find: Callable[[str, 
             member = find(step.model_name, version_of(step))
         except Refusal:
             raise BadEnsemble(_absent(config, step, find)) from None
-        if member.decoupled:
-            raise UnsupportedInput(
-                f"ensemble '{name}' contains the decoupled model '{member.name}', which this runner's ensembles lack"
-            )
         limit = member.contract.max_batch_size
         if 0 < limit < config.max_batch_size:  # a member without batching fits where the whole shapes agree
             raise BadEnsemble(
@@ -112,6 +109,29 @@ def check_members(config: ModelConfig, contract: Contract, find: Callable[[str, 
                 raise BadEnsemble(
                     f"in ensemble {name}, input {its} in model {member.name} is not mapped to any ensemble tensors"
                 )
+    return _is_decoupled(config, find, {tensor: seen[0] for tensor, seen in shown.items()})
+
+
+def _is_decoupled(config: ModelConfig, find: Callable[[str, int | None], Any], known_from: dict[str, str]) -> bool:
+    """Whether a member is. Each of its answers goes on alone, so what meets in a step, or in the ensemble's answer, has
+    to stem from answers of one member (Triton's core, `ValidateEnsembleConfig`). `known_from` says, of a tensor, whose
+    config told of it first."""
+    stems: dict[str, int | None] = dict.fromkeys(tensor.name for tensor in config.input)
+    """The decoupled step that each tensor stems from last."""
+    for at, step in _in_order(config):
+        stem = _one_stem(config.name, stems, step.input_map.values(), known_from[min(step.output_map.values())])
+        stems.update(dict.fromkeys(step.output_map.values(), at if find(step.model_name, None).decoupled else stem))
+    return _one_stem(config.name, stems, [tensor.name for tensor in config.output], config.name) is not None
+
+
+def _one_stem(ensemble: str, stems: dict[str, int | None], tensors: Iterable[str], model: str) -> int | None:
+    stem, *others = {stems[tensor] for tensor in tensors}
+    if others:
+        raise BadEnsemble(
+            f"in ensemble {ensemble}, step of model '{model}' receives inputs originated from different decoupled "
+            "models"
+        )
+    return stem
 
 
 def _absent(config: ModelConfig, step: Any, find: Callable[[str, int | None], Any]) -> str:
@@ -151,10 +171,16 @@ def may_be_equal(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 def _reached(config: ModelConfig) -> set[str]:
     """The tensors that get a value when the inputs have theirs."""
+    made = {tensor for _, step in _in_order(config) for tensor in step.output_map.values()}
+    return made.union(tensor.name for tensor in config.input)
+
+
+def _in_order(config: ModelConfig) -> Iterator[tuple[int, Any]]:
+    """The steps that come to their turn, with their places in the config, each after those that it needs."""
     reached = {tensor.name for tensor in config.input}
-    steps: Mapping[int, Any] = dict(enumerate(config.ensemble_scheduling.step))
+    steps = dict(enumerate(config.ensemble_scheduling.step))
     while ready := [at for at, step in steps.items() if set(step.input_map.values()) <= reached]:
         for at in ready:
-            reached.update(steps[at].output_map.values())
-        steps = {at: step for at, step in steps.items() if at not in ready}
-    return reached
+            step = steps.pop(at)
+            reached.update(step.output_map.values())
+            yield at, step

@@ -36,6 +36,10 @@ class InferenceResponseSender:
                 raise pb_utils.TritonModelException(
                     "Unable to send response. Non-decoupled model cannot send more than one response."
                 )
+            if final and reply is None and self._held is None and not self._decoupled:
+                raise pb_utils.TritonModelException(
+                    "Unable to send response. Non-decoupled model cannot send complete final before sending a response."
+                )
             self._ended = final
             if self._decoupled:
                 self._job.deliver(reply, final)
