@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +14,12 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import grpc
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
+from tritonclient.grpc import model_config_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2 as pb
 from tritonserver import Server, tritonserver
 
 from nemoport.runner.serve import serving
@@ -89,6 +94,32 @@ def test_an_answer_ends_after_a_word_to_stop_at(served: Served, tokenizer: Any) 
     said = {"max_tokens": 40, "exclude_input_in_output": True, "stop_words": ["rown"]}
     assert generated(served.server, "tensorrt_llm_bls", **said)["text_output"] == "the quick brown"
     assert "".join(streamed(served.server, "tensorrt_llm_bls", **said)) == "the quick brown"
+
+
+def test_the_engine_is_stopped_when_the_client_of_a_stream_has_left(served: Served) -> None:
+    """The stop is a request to the engine, too."""
+
+    def done(model: str) -> int:
+        (row,) = served.server.get(f"/v2/models/{model}/stats")["model_stats"]
+        return int(row["inference_stats"]["success"]["count"])
+
+    led, asked = done("tensorrt_llm_bls"), done("tensorrt_llm")
+    request = pb.ModelInferRequest(model_name="tensorrt_llm_bls")
+    for name, datatype, content in (
+        ("text_input", "BYTES", pb.InferTensorContents(bytes_contents=[PROMPT.encode()])),
+        ("max_tokens", "INT32", pb.InferTensorContents(int_contents=[90])),
+        ("stream", "BOOL", pb.InferTensorContents(bool_contents=[True])),
+    ):
+        request.inputs.add(name=name, datatype=datatype, shape=[1, 1], contents=content)
+    with grpc.insecure_channel(served.server.grpc) as channel:
+        call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter([request]), timeout=30)
+        assert not next(call).error_message
+        call.cancel()
+    end = time.monotonic() + 30
+    while done("tensorrt_llm_bls") == led:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert done("tensorrt_llm") == asked + 2
 
 
 @pytest.mark.parametrize("drafted", [1, 3, 5])

@@ -8,7 +8,7 @@ after a word to stop at, however the tokenizer would cut it.
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -81,17 +81,23 @@ class TritonPythonModel:
         flowing = {**given, "exclude_input_in_output": np.array([[True]])}
         flowing |= self.ask("preprocessing", "preprocessing", flowing, identity)
         if streams:
-            yield from self.stream(flowing, before, stops, identity)
+            yield from self.stream(flowing, before, stops, identity, request.is_cancelled)
         else:
             made = self.speculated(flowing, drafted, identity) if drafted else self.ask_engine(flowing, identity)
             texts = [before + ended(text, stops)[0] for text in self.texts(made["_TOKENS_BATCH"], made, identity)]
             yield self.response(texts, made)
 
-    def stream(self, flowing: dict[str, Any], before: str, stops: list[str], identity: str) -> Iterator[Any]:
+    def stream(
+        self, flowing: dict[str, Any], before: str, stops: list[str], identity: str, left: Callable[[], bool]
+    ) -> Iterator[Any]:
+        """Triton cancels no request of a model to another one when the client of the first has left."""
         tokens, sent, made, over = np.empty((1, 1, 0), np.int32), "", dict[str, Any](), False
         for made in self.ask_each("tensorrt_llm", self.engine, flowing, identity):
             if over:
                 continue  # the engine was told to stop, and says its last
+            if over := left():
+                self.stop(identity)
+                continue
             count = made["_SEQUENCE_LENGTH"][0][0]
             tokens = np.concatenate([tokens, made["_TOKENS_BATCH"][:, :, :count]], -1)
             counted = {**made, "_SEQUENCE_LENGTH": np.array([[tokens.shape[-1]]], np.int32)}
