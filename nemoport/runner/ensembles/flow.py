@@ -167,9 +167,9 @@ class _Flow:
 
     def _fail(self, refusal: Refusal) -> None:
         """The first refusal is the last answer; what is under way for it is not wanted any more."""
-        self._job.cancel()
         with self._lock:
             self._answer(Refusal(f"in ensemble '{self._ensemble.config.name}', {refusal}", refusal.code), True)
+        self._job.cancel()
 
     def _answer(self, reply: Reply | None, last: bool) -> None:
         """With the lock, so that none comes after the last."""
