@@ -108,6 +108,13 @@ ENSEMBLES = (
     Difference("generate tells of an error behind several answers; Triton tells that they are several", _is_several),
 )
 """Of which a member is decoupled."""
+LEAVING = (
+    Difference(
+        "a member under way hears that the client of its ensemble has left; Triton cancels the steps to come, no other",
+        lambda their, our: (their.body, our.body) == ("led stayed", "led left"),
+    ),
+)
+"""What a model knows of its client."""
 
 
 def unexplained(
