@@ -83,7 +83,14 @@ class Scheduler:
             last = self._is_over()
             self._changed.notify_all()
         if last:
+            self._end()
+
+    def _end(self) -> None:
+        """A model that fails as it says goodbye keeps neither the server nor another model from ending."""
+        try:
             self._finalize()
+        except BaseException:
+            log.exception("model '%s' failed at its end", self._name)
 
     def _wake(self) -> None:
         if not self._started:
@@ -101,7 +108,7 @@ class Scheduler:
             self._threads -= 1
             last = self._is_over()
         if last:
-            self._finalize()
+            self._end()
 
     def _work_here(self) -> None:
         """What is not quick, or has to wait, is left to the threads."""
@@ -119,7 +126,7 @@ class Scheduler:
             if len(self._queue) and not self._promised:
                 self._wake()
         if last:
-            self._finalize()
+            self._end()
 
     def _is_over(self) -> bool:
         return self._closed and not self._threads and not self._executing and not len(self._queue)
@@ -192,7 +199,7 @@ class Scheduler:
             outcome = self._run(jobs, instance)
         except Refusal as refusal:
             outcome = Outcome([refusal] * len(jobs), began, time.monotonic_ns())
-        except Exception as error:  # the edge of an instance: these requests fail, others go on
+        except BaseException as error:  # the edge of an instance: these requests fail, others go on
             log.exception("model '%s' failed", self._name)
             ours = Refusal(f"internal error: {type(error).__name__}: {error}", Code.INTERNAL)
             outcome = Outcome([ours] * len(jobs), began, time.monotonic_ns())

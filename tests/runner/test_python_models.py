@@ -30,7 +30,7 @@ from nemoport.runner.statistics import Failure
 from .python_models import ADD_SUB, REPEAT_CONFIG, TEXT, TEXT_CONFIG, X_CONFIG, write_python
 from .test_control import until
 
-HEAD = "import numpy as np\nimport triton_python_backend_utils as pb_utils\nclass TritonPythonModel:\n"
+HEAD = "import sys, numpy as np\nimport triton_python_backend_utils as pb_utils\nclass TritonPythonModel:\n"
 ECHO = "[pb_utils.Tensor('Y', pb_utils.get_input_tensor_by_name(r, 'X').as_numpy()) for r in requests]"
 ONE = request_of({"X": np.array([1], np.int32)})
 
@@ -94,6 +94,24 @@ LOG = []
     assert log[2:] == ["end of m_0_0", "end of m_0_1"]
 
 
+def test_one_that_fails_at_its_end_keeps_nobody_from_ending(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    body = """    def initialize(self, args):
+        self.name = args['model_instance_name']
+    def execute(self, requests):
+        return []
+    def finalize(self):
+        LOG.append('end of ' + self.name)
+        raise RuntimeError('a bad end')
+LOG = []
+"""
+    made = model(tmp_path, body, X_CONFIG + " instance_group { count: 2 kind: KIND_CPU }")
+    session: Any = made.scheduler
+    log = sys.modules[type(session._run.__self__._objects[0]).__module__].LOG
+    made.close()
+    assert log == ["end of m_0_0", "end of m_0_1"]
+    assert "a bad end" in caplog.text
+
+
 @pytest.mark.parametrize(
     "body, message",
     [
@@ -103,6 +121,8 @@ LOG = []
             r"KeyError: 'here'\n\nAt:\n  .*model.py\(4\): ini",
         ),
         ("    def execute(self, requests: 1 1\n", "SyntaxError"),
+        ("    def initialize(self, args): sys.exit(3)\n", r"SystemExit: 3\n\nAt:\n  .*model.py\(4\): ini"),
+        ("    sys.exit(3)\n", "SystemExit: 3"),
         ("    import nothing_of_this_name\n", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
         ("    x = pb_utils.MetricFamily\n", "MetricFamily is not done by this server"),
         ("    x = pb_utils.InferenceRequest(model_name='n')\n", "business logic scripting"),
@@ -117,6 +137,7 @@ def test_a_model_that_does_not_load_says_where(tmp_path: Path, body: str, messag
     "code, message",
     [
         ("1 / 0", r"model 'm_0', message: ZeroDivisionError: division by zero\n\nAt:\n  .*model.py\(5\): execute\n"),
+        ("sys.exit(3)", r"SystemExit: 3\n\nAt:\n  .*model.py\(5\): execute\n"),
         ("return 3", "Expected a list in the execute return"),
         ("return [3]", "found type 'int'"),
         ("return [pb_utils.InferenceResponse([3])]", "holds a int, which is no Tensor"),

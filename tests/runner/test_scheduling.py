@@ -164,6 +164,23 @@ def test_a_request_that_fails_does_not_take_its_batch_along() -> None:
     assert statistics.failures == {Failure.BACKEND: 1}
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError()])
+def test_a_model_that_raises_anything_fails_its_request_and_goes_on(error: BaseException) -> None:
+    model = Model()
+    model.go_on.set()
+
+    def execute(feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
+        if -1 in feeds["X"]:
+            raise error
+        return model.execute(feeds, wanted)
+
+    with paced(execute, "", Pace()) as scheduler:
+        for _ in range(2):
+            with pytest.raises(Refusal, match=type(error).__name__):
+                send(scheduler, -1).result(5)
+            assert send(scheduler, 1).result(5)[0, 0] == 2
+
+
 def test_instances_work_at_the_same_time() -> None:
     model = Model()
     with scheduled(model, instances=3) as (scheduler, _):

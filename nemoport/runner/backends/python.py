@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format
 
-from nemoport.errors import DamagedInput, MachineError, UnsupportedInput
+from nemoport.errors import DamagedInput, MachineError, NemoportError, UnsupportedInput
 from nemoport.runner.config_rules import check_tensors
 from nemoport.runner.devices import visible_gpus
 from nemoport.runner.directory import version_number
@@ -25,6 +26,8 @@ from nemoport.runner.signature import TensorSignature
 
 _COMPLETED = ("max_batch_size", "input", "output", "dynamic_batching", "model_transaction_policy")
 _REFUSED_PARAMETERS = {"EXECUTION_ENV_PATH": "a Python environment of its own"}
+_RAISED = (Exception, SystemExit)
+"""Whatever a model raises: `sys.exit()` ends the model's call, and neither the server nor the thread of an instance."""
 
 
 def gpus() -> tuple[int, ...]:
@@ -44,11 +47,11 @@ def load(version_directory: Path, config: ModelConfig, placement: Placement, *, 
             config = _completed(config, model)
         check_tensors(config)
         objects = [_instance(model, version_directory, config, placement, at) for at in range(placement.count)]
-    except DamagedInput:
+    except NemoportError:
         raise
     except ModuleNotFoundError as error:
         raise MachineError(told(error)) from error
-    except Exception as error:  # whatever a model raises
+    except _RAISED as error:
         raise DamagedInput(told(error)) from error
     return PythonSession(objects, config, version_number(version_directory.name))
 
@@ -76,7 +79,7 @@ class PythonSession:
             responses = self._objects[instance].execute(requests)
             ended = time.monotonic_ns()
             replies = self._replies(responses, jobs, senders)
-        except Exception as error:  # whatever a model raises
+        except _RAISED as error:
             ended = time.monotonic_ns()
             refusal = Refusal(
                 f"Failed to process the request(s) for model '{self._name(instance)}', message: {told(error)}",
@@ -86,9 +89,10 @@ class PythonSession:
         return Outcome(replies, began, ended)
 
     def close(self) -> None:
-        for each in self._objects:
-            if hasattr(each, "finalize"):
-                each.finalize()
+        with ExitStack() as stack:  # one that fails is heard of, after the others have ended
+            for each in reversed(self._objects):
+                if hasattr(each, "finalize"):
+                    stack.callback(each.finalize)
 
     def _name(self, instance: int) -> str:
         return instance_name(self.config, instance)
