@@ -30,6 +30,7 @@ from nemoport.runner.server import Server
 log = logging.getLogger(__name__)
 
 _MOST_UNDER_WAY = 1024  # requests of one stream
+_MOST_HELD = 2**26  # bytes of those requests, and of answers that the client has not taken
 _FINAL, _WANTS_FINAL = "triton_final_response", "triton_enable_empty_final_response"
 
 
@@ -38,9 +39,10 @@ class Turn:
     """One request of the stream, until its last answer."""
 
     request: Any
+    size: int
     in_order: bool = True
     job: Job | None = None
-    messages: list[Any] = field(default_factory=list)
+    messages: list[bytes] = field(default_factory=list)
     """That wait for the turns before."""
     ended: bool = False
 
@@ -53,13 +55,15 @@ def converse(server: Server, call: Call) -> None:
 
 
 class _Conversation:
-    """Heard on the thread that polls, answered on those of instances too: the lock is for what both see."""
+    """Heard on the thread that polls, answered on those of instances too: the lock is for what both see. A client that
+    takes its answers slowly is heard slowly, so that they do not pile up."""
 
     def __init__(self, server: Server, call: Call) -> None:
         self._server, self._call, self._lock = server, call, RLock()
         self._under_way: dict[Turn, None] = {}
         self._in_order: deque[Turn] = deque()
-        self._outbox: deque[Any] = deque()
+        self._outbox: deque[bytes] = deque()
+        self._held = 0  # bytes
         self._sending = self._heard_all = self._full = self._ended = False
 
     def hear_next(self) -> None:
@@ -68,10 +72,10 @@ class _Conversation:
     def leave(self) -> None:
         with self._lock:
             self._ended = True
-            left = list(self._under_way)
-        for turn in left:
-            if turn.job is not None:
-                turn.job.cancel()
+            self._outbox.clear()
+            left = [turn.job for turn in self._under_way if turn.job is not None]
+        for job in left:
+            job.cancel()
 
     def _hear(self, content: bytes | None) -> None:
         if content is None:
@@ -85,15 +89,14 @@ class _Conversation:
             self.leave()
             self._call.end(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
             return
-        self._ask(request)
+        self._ask(request, len(content))
         with self._lock:
-            self._full = len(self._under_way) >= _MOST_UNDER_WAY
-            full = self._full
+            full = self._full = self._is_full()
         if not full:
             self.hear_next()
 
-    def _ask(self, request: Any) -> None:
-        turn = Turn(request)
+    def _ask(self, request: Any, size: int) -> None:
+        turn = Turn(request, size)
         try:
             model = self._server.find(request.model_name, version_from(request.model_version))
         except Refusal as refusal:
@@ -106,7 +109,9 @@ class _Conversation:
 
     def _submit(self, turn: Turn, model: ModelVersion) -> None:
         try:
-            turn.job = model.submit(request_from(turn.request), partial(self._told, turn), self._call.when_idle)
+            job = model.submit(request_from(turn.request), partial(self._told, turn), self._call.when_idle)
+            with self._lock:
+                turn.job = None if turn.ended else job  # which holds the turn
         except Refusal as refusal:
             self._told(turn, refusal)
         except Exception as error:  # the edge of the server: one request fails, the others go on
@@ -116,23 +121,25 @@ class _Conversation:
     def _begin(self, turn: Turn) -> None:
         with self._lock:
             self._under_way[turn] = None
+            self._held += turn.size
             if turn.in_order:
                 self._in_order.append(turn)
 
     def _told(self, turn: Turn, what: Response | Refusal) -> None:
         """What the model said, or that it was not asked."""
-        messages = _messages(turn.request, what)
+        messages = [message.SerializeToString() for message in _messages(turn.request, what)]
         with self._lock:
             if turn.ended:  # it failed after its last answer
                 return
+            self._held += sum(map(len, messages))
             (turn.messages if turn.in_order else self._outbox).extend(messages)
             turn.ended = isinstance(what, Refusal) or what.last
             while self._in_order and self._in_order[0].ended:
                 self._outbox.extend(self._in_order.popleft().messages)
-            hears_again = False
             if turn.ended:
                 del self._under_way[turn]
-                hears_again, self._full = self._full, False
+                turn.job, self._held = None, self._held - turn.size
+            hears_again = self._has_room_again()
             self._go_on()
         if hears_again:
             self.hear_next()
@@ -143,15 +150,28 @@ class _Conversation:
             return
         if self._outbox:
             self._sending = True
-            self._call.send(self._outbox.popleft().SerializeToString(), self._sent)
+            message = self._outbox.popleft()
+            self._call.send(message, partial(self._sent, len(message)))
         elif self._heard_all and not self._under_way:
             self._ended = True
             self._call.end()
 
-    def _sent(self) -> None:
+    def _sent(self, size: int) -> None:
         with self._lock:
-            self._sending = False
+            self._sending, self._held = False, self._held - size
+            hears_again = self._has_room_again()
             self._go_on()
+        if hears_again:
+            self.hear_next()
+
+    def _is_full(self) -> bool:
+        return max(len(self._under_way), len(self._in_order)) >= _MOST_UNDER_WAY or self._held >= _MOST_HELD
+
+    def _has_room_again(self) -> bool:
+        """Whether what was too full to hear may hear again; with the lock."""
+        hears_again = self._full and not self._ended and not self._is_full()
+        self._full = self._full and not hears_again
+        return hears_again
 
 
 def _messages(request: Any, what: Response | Refusal) -> list[Any]:
