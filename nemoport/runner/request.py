@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from nemoport.runner.datatypes import BY_NUMPY, Datatype
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.tensors import Array, Buffer
 
 Parameter = bool | int | float | str
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "sequence_id": (int, str),
+    "sequence_start": (bool,),
+    "sequence_end": (bool,),
+    "triton_enable_empty_final_response": (bool,),
+}
+_ANY_KIND = (bool, int, float, str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,19 @@ class Response:
         if self.content is None:
             raise Refusal("the model ended the request without an answer", Code.INTERNAL)
         return self.content
+
+
+def check_parameters(parameters: Mapping[str, Any], own: Collection[str], wrong: str) -> None:
+    """`own` are names that begin with `triton_` and mean something; `wrong` is how the protocol says, with the name
+    for {}, that a value is of another kind."""
+    for name, value in parameters.items():
+        if name.startswith("triton_") and name not in own:
+            raise Refusal(
+                "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified: "
+                f"'{name[:100]}'"
+            )
+        if type(value) not in _KINDS.get(name, _ANY_KIND):
+            raise Refusal(wrong.format(name[:100]))
 
 
 def request_of(arrays: Mapping[str, Array], outputs: tuple[str, ...] = (), id: str = "") -> InferRequest:  # noqa: A002

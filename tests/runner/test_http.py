@@ -338,6 +338,10 @@ HOSTILE_FIELDS: list[tuple[Any, str]] = [
     ({"inputs": [FIRST, SECOND], "outputs": [{"name": "OUTPUT0", "parameters": {"binary_data": 1}}]}, "binary_data"),
     ({"inputs": [FIRST, SECOND], "parameters": []}, "Unable to parse 'parameters'"),
     ({"inputs": [FIRST, SECOND], "parameters": {"binary_data_output": "yes"}}, "binary_data_output"),
+    ({"inputs": [FIRST, SECOND], "parameters": {"a": None}}, "parameter 'a' has invalid type"),
+    ({"inputs": [FIRST, SECOND], "parameters": {"a": [1]}}, "parameter 'a' has invalid type"),
+    ({"inputs": [FIRST, SECOND], "parameters": {"sequence_start": 1}}, "parameter 'sequence_start' has invalid type"),
+    ({"inputs": [FIRST, SECOND], "parameters": {"triton_x": 1}}, "starting with 'triton_' are reserved"),
     ({"inputs": [FIRST, SECOND], "id": 7}, "Unable to parse 'id'"),
 ]
 

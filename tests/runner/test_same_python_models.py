@@ -80,6 +80,7 @@ CALLS: list[Call] = [
     *(infer("echo", X | {name: value}) for name, value in WRONG),
     *(("/v2/models/echo/infer", body) for body in (b"", b"{", b"[]", b"{}", b'{"inputs": {}}', b'{"inputs": [1]}')),
     infer("echo", X, id=5),
+    *(infer("echo", X, parameters={"a": value}) for value in (None, [1], {})),
     infer("echo", X, outputs=[{"name": "Y"}, {"name": "NOPE"}]),
     infer("echo", X, X),
     tailed("echo", bytes([5, 0, 0, 0]), 4),

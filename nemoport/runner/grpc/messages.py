@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from nemoport.runner.datatypes import BY_NAME, BYTES
 from nemoport.runner.refusal import Refusal
-from nemoport.runner.request import InferRequest, InferResponse, InputTensor, Parameter
+from nemoport.runner.request import InferRequest, InferResponse, InputTensor, Parameter, check_parameters
 from nemoport.runner.tensors import MOST_DIMS, Array, Buffer, show, to_raw
 
 _CONTENTS = {  # the field of InferTensorContents that carries a datatype; the 16-bit floats have none
@@ -31,6 +31,8 @@ _CONTENTS = {  # the field of InferTensorContents that carries a datatype; the 1
 }
 _LONGEST_STATUS = 4000  # bytes; clients limit the size of headers
 _PRINTABLE = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
+_OWN = ("triton_enable_empty_final_response",)
+_WRONG_KIND = "invalid value type for '{}' parameter, expected int64_param, bool_param, or string_param."
 _UNSUPPORTED = {  # parameters of tensors that mean something this runner does not do
     "shared_memory_region": "shared memory is not supported by this server, send the tensor in the request",
     "classification": "classification is not supported by this server, ask for the whole output",
@@ -64,12 +66,16 @@ def request_from(message: Any) -> InferRequest:
     for output in message.outputs:
         _check_supported(output.parameters)
         names.append(output.name)
-    return InferRequest(tuple(inputs), tuple(names), message.id, parameters_from(message.parameters))
+    parameters = parameters_from(message.parameters)
+    check_parameters(parameters, _OWN, _WRONG_KIND)
+    return InferRequest(tuple(inputs), tuple(names), message.id, parameters)
 
 
 def parameters_from(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """None stands for one of no kind."""
     return {
-        name: getattr(value, kind) for name, value in entries.items() if (kind := value.WhichOneof("parameter_choice"))
+        name: getattr(value, kind) if (kind := value.WhichOneof("parameter_choice")) else None
+        for name, value in entries.items()
     }
 
 

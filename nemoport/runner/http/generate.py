@@ -87,5 +87,5 @@ def _parameters(value: Any) -> dict[str, Parameter]:
         raise Refusal("Unable to parse 'parameters': attempt to access JSON non-object as object")
     for name, each in value.items():
         if type(each) not in _SCALARS:
-            raise Refusal(f"parameter '{name}' must be a boolean, a number or a string")
+            raise Refusal(f"parameter '{name[:100]}' has invalid type. It should be either 'int', 'bool', or 'string'.")
     return dict(value)

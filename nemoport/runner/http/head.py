@@ -11,6 +11,7 @@ from typing import Any
 
 from nemoport.runner.datatypes import BY_NAME, Datatype
 from nemoport.runner.refusal import Refusal
+from nemoport.runner.request import check_parameters
 from nemoport.runner.tensors import MOST_DIMS, Buffer, show
 
 _MOST = 1024  # texts that are remembered
@@ -18,6 +19,7 @@ _LARGEST_DIM = 2**63 - 1
 _MISSING: Any = object()
 _KINDS = {dict: "object", list: "array", str: "string", bool: "boolean"}
 _NOT_UNSIGNED = "attempt to access JSON non-unsigned-integer as unsigned-integer"
+_WRONG_KIND = "parameter '{}' has invalid type. It should be either 'int', 'bool', or 'string'."
 _UNSUPPORTED = {  # parameters of tensors that mean something this runner does not do
     "shared_memory_region": "shared memory is not supported by this server, send the tensor in the request",
     "classification": "classification is not supported by this server, ask for the whole output",
@@ -75,6 +77,7 @@ def read_head(text: Buffer) -> Head:
     outputs = [_is(entry, dict, "an output") for entry in _member(fields, "outputs", list, [])]
     names = tuple(_member(entry, "name", str) for entry in outputs)
     parameters = _parameters(fields)
+    check_parameters(parameters, (), _WRONG_KIND)
     if names:  # Triton reads binary_data_output only when no output is named
         form = Form(frozenset(name for name, entry in zip(names, outputs, strict=True) if _wants_binary(entry)))
     else:
