@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from nemoport.errors import DamagedInput, UnsupportedInput
@@ -49,6 +50,12 @@ def check_config(config: ModelConfig, directory_name: str) -> None:
             raise DamagedInput(f"dynamic batching preferred size must be positive for {config.name}")
         if size > config.max_batch_size:
             raise DamagedInput(f"dynamic batching preferred size must be <= max batch size for {config.name}")
+    _check_queue(config)
+    if config.response_cache.enable and config.model_transaction_policy.decoupled:
+        raise DamagedInput(
+            f"Response Cache does not currently support model {config.name} with 'decoupled' transaction policy. "
+            "Please disable the response cache."
+        )
     given = {field.name for field, _ in config.ListFields()}
     for field in sorted(given & REFUSED.keys()):
         raise UnsupportedInput(f"model '{config.name}' asks for {REFUSED[field]} ({field}), which this runner lacks")
@@ -56,6 +63,16 @@ def check_config(config: ModelConfig, directory_name: str) -> None:
         raise UnsupportedInput(
             f"model '{config.name}' is decoupled, which this runner does for {', '.join(DECOUPLED)} models only"
         )
+
+
+def check_labels(config: ModelConfig, model: Path) -> None:
+    """The files of labels are there; nothing here reads them, and Triton does as it loads."""
+    for tensor in config.output:
+        if tensor.label_filename and not (path := model / tensor.label_filename).is_file():
+            raise DamagedInput(
+                f"failed to open text file for read {path}, the labels of output '{tensor.name}' of {config.name}; "
+                "put it there, or leave label_filename out"
+            )
 
 
 def check_tensors(config: ModelConfig) -> None:
@@ -100,6 +117,24 @@ def _check_backend(config: ModelConfig) -> None:
         )
     if any(kind.backend == backend for kind in KINDS) and platform not in (platforms(backend) or ("",)):
         raise DamagedInput(f"unexpected 'platform' and 'backend' pair, got:{platform}, {backend}")
+
+
+def _check_queue(config: ModelConfig) -> None:
+    batching, name = config.dynamic_batching, config.name
+    levels, policies = batching.priority_levels, batching.priority_queue_policy
+    if levels and not 0 < batching.default_priority_level <= levels:
+        raise DamagedInput(f"default priority level must be in range [1, {levels}] for {name}")
+    if levels and any(not 0 < level <= levels for level in policies):
+        raise DamagedInput(f"priority queue policy must have priority level in range [1, {levels}] for {name}")
+    if not batching.preserve_ordering:
+        return
+    if levels > 1:
+        raise DamagedInput(f"Only one priority level is allowed when 'preserve_ordering' is true for {name}")
+    for policy in (batching.default_queue_policy, *policies.values()):
+        if policy.default_timeout_microseconds and policy.timeout_action == policy.DELAY:
+            raise DamagedInput(
+                f"Queue policy can not have DELAY as timeout action when 'preserve_ordering' is true for {name}"
+            )
 
 
 def _check_tensor(tensor: Any, kind: str, config: ModelConfig) -> None:

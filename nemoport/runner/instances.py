@@ -10,6 +10,8 @@ from nemoport.runner.model_config import ModelConfig
 
 _DEFAULT_COUNT_ON_CPU = {"onnxruntime": 2}  # Triton's core; 1 for every other backend and device
 
+_HAS_PROFILES = "tensorrt"
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -56,6 +58,8 @@ def placed(config: ModelConfig, gpus: Sequence[int], *, allow_cpu_fallback: bool
 
 def _check(group: ModelConfig, config: ModelConfig, gpus: Sequence[int]) -> None:
     who = f"instance group {group.name} of model {config.name}"
+    if group.profile and config.backend != _HAS_PROFILES:
+        raise DamagedInput(f"{who} specifies profile field which is only supported for TensorRT models")
     if group.kind != group.KIND_GPU:
         if group.gpus:
             kind = "KIND_CPU" if group.kind == group.KIND_CPU else "KIND_MODEL"

@@ -13,7 +13,7 @@ from weakref import finalize
 from nemoport.errors import DamagedInput, UnsupportedInput
 from nemoport.runner.backends import find_backend
 from nemoport.runner.batching import batching_of
-from nemoport.runner.config_rules import check_config, check_tensors, notes
+from nemoport.runner.config_rules import check_config, check_labels, check_tensors, notes
 from nemoport.runner.contract import Contract, TensorContract, accept, answer
 from nemoport.runner.datatypes import BY_CONFIG
 from nemoport.runner.directory import config_file, version_number
@@ -192,6 +192,7 @@ def load(directory: Path, version: int, config: ModelConfig, options: LoadOption
     said = placement.notes + notes(config)
     for note in said:
         log.warning("model '%s' version %d: %s", config.name, version, note)
+    check_labels(config, directory.parent)
     contract, statistics = _contract(config, session.inputs, session.outputs), Statistics()
     warm_up(config, contract, directory.parent, session.run, placement.count)
     scheduler = Scheduler(

@@ -68,6 +68,8 @@ def _data(given: Any, name: str, dims: Sequence[int], model: Path) -> Array:
         if len(content) != count * datatype.numpy.itemsize:
             raise Refusal(f"input '{name}' needs {count * datatype.numpy.itemsize} bytes, {path} has {len(content)}")
         return from_raw(datatype, content)
+    if source is None:
+        raise Refusal(f"warmup setting expects input '{name}' to have input_data_type set")
     if datatype is BYTES:
         return np.full(count, b"", np.object_)
     if source == "random_data":

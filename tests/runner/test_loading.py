@@ -172,6 +172,30 @@ def test_the_config_is_given_with_its_defaults_and_numbers(tmp_path: Path) -> No
         ('backend: "../onnxruntime"', "unable to find backend library"),
         ('default_model_filename: "absent.onnx" backend: "onnxruntime"', r"has no file .*absent\.onnx"),
         ("max_batch_size: 2 dynamic_batching { preferred_batch_size: 4 }", "preferred size must be <= max batch size"),
+        ("dynamic_batching { priority_levels: 2 }", r"default priority level must be in range \[1, 2\] for m"),
+        ("dynamic_batching { priority_levels: 2 default_priority_level: 3 }", r"default priority level must be in"),
+        (
+            "dynamic_batching { priority_levels: 2 default_priority_level: 2 priority_queue_policy { key: 3 } }",
+            r"priority queue policy must have priority level in range \[1, 2\] for m",
+        ),
+        (
+            "dynamic_batching { preserve_ordering: true priority_levels: 2 default_priority_level: 1 }",
+            "Only one priority level is allowed when 'preserve_ordering' is true for m",
+        ),
+        (
+            """dynamic_batching { preserve_ordering: true
+            default_queue_policy { timeout_action: DELAY default_timeout_microseconds: 1 } }""",
+            "Queue policy can not have DELAY as timeout action when 'preserve_ordering' is true for m",
+        ),
+        (
+            "response_cache { enable: true } model_transaction_policy { decoupled: true }",
+            "Response Cache does not currently support model m with 'decoupled' transaction policy",
+        ),
+        ('instance_group { kind: KIND_CPU profile: "0" }', "which is only supported for TensorRT models"),
+        (
+            'output { name: "Y" data_type: TYPE_FP32 dims: 3 label_filename: "labels.txt" }',
+            r"failed to open text file for read .*/m/labels\.txt",
+        ),
         ("sequence_batching {}", "sequence batching"),
         ("model_transaction_policy { decoupled: true }", "decoupled"),
         ('platform: "ensemble"', "ensemble scheduling must be set for ensemble m"),

@@ -403,6 +403,7 @@ def test_warm_up_requests_are_executed_and_leave_no_statistics(tmp_path: Path) -
         ("data_type: TYPE_FP32 dims: 3 zero_data: true", "unexpected shape for input 'X'"),
         ("data_type: TYPE_INT32 dims: 2 zero_data: true", "data-type is 'INT32'"),
         ("data_type: TYPE_FP32 dims: -1 zero_data: true", "dims without -1"),
+        ("data_type: TYPE_FP32 dims: 2", "warmup setting expects input 'X' to have input_data_type set"),
     ],
 )
 def test_warm_up_that_cannot_be_done_is_an_error_of_the_model(tmp_path: Path, sample: str, message: str) -> None:
