@@ -22,6 +22,8 @@ class Model:
     unavailable: Mapping[int | None, Exception] = field(default_factory=dict)
     seen: Fingerprint | None = None
     """The files as they were when it was loaded; None when it did not come from the repository."""
+    unloaded: tuple[int, ...] = ()
+    """Versions that were ready before they were unloaded, ascending."""
     scratch: Path | None = None
     """Where its files are, when a client brought them."""
 

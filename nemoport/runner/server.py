@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 EXTENSIONS = (
     "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
     "model_configuration",
     "binary_tensor_data",
     "parameters",
@@ -79,7 +81,7 @@ class Server:
             return model.ready[max(model.ready)]
         if version in model.ready:
             return model.ready[version]
-        if version in model.unavailable:
+        if version in model.unavailable or version in model.unloaded:
             raise Refusal(
                 f"Request for unknown model: '{name}' version {version} is not at ready state", Code.UNAVAILABLE
             )
@@ -127,6 +129,7 @@ class Server:
             states: dict[int | None, tuple[str, str]]
             states = {number: ("READY", "; ".join(ready.placement.notes)) for number, ready in model.ready.items()}
             states |= {version: ("UNAVAILABLE", reason_of(error)) for version, error in model.unavailable.items()}
+            states |= dict.fromkeys(model.unloaded, ("UNAVAILABLE", "unloaded"))
             for version, (state, reason) in sorted(states.items(), key=lambda row: row[0] or 0):
                 row = {"name": name, "version": "" if version is None else str(version), "state": state}
                 rows.append({**row, "reason": reason} if reason else row)
@@ -181,7 +184,8 @@ class Server:
             seen = tuple(each for place in places for each in fingerprint(place))
             if name not in self._models or self._models[name].seen != seen:
                 changed.append(name)
-        return Changes(tuple(changed), tuple(name for name in self._models if name not in found))
+        gone = (name for name, model in self._models.items() if name not in found and not model.unloaded)
+        return Changes(tuple(changed), tuple(gone))
 
     def _loaded(self, name: str, directories: list[Path], overrides: Overrides, seen: Fingerprint | None) -> Model:
         if not overrides:
@@ -195,14 +199,17 @@ class Server:
         shutil.rmtree(scratch, ignore_errors=True)
         return replace(loaded, seen=seen)
 
-    def unload(self, name: str) -> None:
-        """Requests under way finish; a name that is not served is not an error. Ensembles go with their members."""
+    def unload(self, name: str, *, with_members: bool = False) -> None:
+        """Requests under way finish; a name that is not served is not an error. Ensembles go with their members, and
+        members with their ensemble when asked for."""
         with self._loading:
             unloaded = self._models.pop(name, Model())
+            if unloaded.unloaded or (unloaded.ready and unloaded.seen is not None):
+                self._models[name] = Model(unloaded=tuple(sorted(unloaded.ready)) or unloaded.unloaded)
             dependent = [of for of, model in self._models.items() if name in _members(model)]
         _let_go(unloaded)
-        for ensemble in dependent:
-            self.unload(ensemble)
+        for other in [*dependent, *(_members(unloaded) if with_members else ())]:
+            self.unload(other)
 
     def _load_ensemble(self, version: int, config: ModelConfig) -> ModelVersion:
         """Members that are not there are loaded first."""

@@ -54,7 +54,8 @@ def _is_raw_count(their: Said, our: Said) -> bool:
 
 
 def _is_raw_name(their: Said, our: Said) -> bool:
-    return their.status == our.status and their.error.replace("'raw_input'", "'X'") == our.error
+    renamed = their.error.replace("'raw_input'", "'X'")
+    return their.status == our.status and "'raw_input'" in their.error and renamed == our.error
 
 
 def _is_no_object(their: Said, our: Said) -> bool:

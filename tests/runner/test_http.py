@@ -271,7 +271,10 @@ def test_models_are_loaded_and_unloaded_on_request(repository: Path) -> None:
         assert c.is_model_ready("linear")
         c.unload_model("linear")
         c.unload_model("nope")
-        assert {"name": "linear"} in c.get_model_repository_index()
+        rows = [{"name": "linear", "version": number, "state": "UNAVAILABLE", "reason": "unloaded"} for number in "13"]
+        assert [row for row in c.get_model_repository_index() if row["name"] == "linear"] == rows
+        c.load_model("linear")
+        assert c.is_model_ready("linear", "3")
 
 
 def test_a_model_that_fails_to_load_says_why(tmp_path: Path) -> None:

@@ -68,6 +68,12 @@ WRONG: list[tuple[str, Any]] = [
     ("datatype", 4),
 ]
 CALLS: list[Call] = [
+    ("/v2/health/live", None),
+    ("/v2/health/ready", None),
+    ("/v2/models/add_sub/ready", None),
+    ("/v2/models/nope/ready", None),
+    ("/v2/repository/models/add_sub/load", b""),
+    ("/v2/repository/models/nope/unload", b""),
     ("/v2/models/add_sub", None),
     ("/v2/models/add_sub/config", None),
     ("/v2/models/repeat/config", None),

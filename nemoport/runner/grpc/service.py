@@ -81,7 +81,8 @@ def repository_model_load(server: Server, request: Any) -> Any:
 
 def repository_model_unload(server: Server, request: Any) -> Any:
     server.check_control()
-    server.unload(request.model_name)
+    asked = parameters_from(request.parameters).get("unload_dependents")
+    server.unload(request.model_name, with_members=asked is True)
     return pb.RepositoryModelUnloadResponse()
 
 

@@ -23,6 +23,7 @@ from nemoport.runner.http.exchange import (
     BINARY,
     EVENTS,
     JSON,
+    TEXT,
     Answer,
     Call,
     Later,
@@ -52,16 +53,17 @@ _ONE_RESPONSE = (
     "generate expects model to produce exactly 1 response, use generate stream for model that generates various number "
     "of responses"
 )
+_YES, _DONE = Answer(headers=(TEXT,)), Answer(headers=(JSON,))  # as Triton calls what has no body
 _HEADER_LENGTH = b"inference-header-content-length"
 _LONGEST_NUMBER = 19  # digits of 2^63
 
 
 def live(server: Server, call: Call) -> Answer:
-    return Answer()
+    return _YES
 
 
 def ready(server: Server, call: Call) -> Answer:
-    return Answer(200 if server.ready() else 400)
+    return _YES if server.ready() else Answer(400, headers=(TEXT,))
 
 
 def server_metadata(server: Server, call: Call) -> Answer:
@@ -77,7 +79,7 @@ def model_ready(server: Server, call: Call) -> Answer:
         server.find(call.model, call.version)
     except Refusal:
         return error_answer("Model version not ready", 400)
-    return Answer()
+    return _YES
 
 
 def model_config(server: Server, call: Call) -> Answer:
@@ -146,14 +148,15 @@ def load(server: Server, call: Call) -> Answer:
     if not isinstance(parameters, dict):
         raise Refusal("Unable to parse 'parameters': attempt to access JSON non-object as object")
     server.load(call.model, overrides_from(call.model, parameters))
-    return Answer()
+    return _DONE
 
 
 def unload(server: Server, call: Call) -> Answer:
     server.check_control()
-    parse_json(unpacked(call))
-    server.unload(call.model)
-    return Answer()
+    parameters = parse_json(unpacked(call)).get("parameters")
+    asked = parameters.get("unload_dependents") if isinstance(parameters, dict) else None
+    server.unload(call.model, with_members=asked is True)
+    return _DONE
 
 
 def _read_infer(target: ModelVersion, call: Call) -> tuple[InferRequest, Form]:

@@ -16,6 +16,7 @@ from starlette.types import Receive, Send
 from nemoport.runner.refusal import Code, Refusal
 
 JSON = (b"content-type", b"application/json")
+TEXT = (b"content-type", b"text/plain")
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 BINARY = (b"content-type", b"application/octet-stream")
 _SMALL = 2**18  # bytes that are read or written in less time than a thread takes to wake
