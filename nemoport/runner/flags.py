@@ -81,7 +81,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         *_lacking("ports that are shared", "reuse-grpc-port"),
         *_lacking("headers as parameters", "grpc-header-forward-pattern"),
         *_lacking("pools of allocations", "grpc-infer-allocation-pool-size", "grpc-max-response-pool-size"),
-        *_lacking("a fixed number of threads for gRPC; there are as many as requests", "grpc-infer-thread-count"),
+        *_lacking("a number of threads for gRPC; one reads all its calls", "grpc-infer-thread-count"),
         *_lacking(_TLS, "grpc-use-ssl", "grpc-use-ssl-mutual", "grpc-server-cert", "grpc-server-key", "grpc-root-cert"),
         *_lacking("compression of gRPC's answers", "grpc-infer-response-compression-level"),
         *_lacking(_KEEPALIVE, "grpc-keepalive-time", "grpc-keepalive-timeout", "grpc-keepalive-permit-without-calls"),
@@ -106,7 +106,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             "--metrics-config",
             default=(),
             help="summary_latencies=true adds summaries, summary_quantiles=0.5:0.05,0.99:0.001 says which; "
-            "counter_latencies=false leaves the counters of durations out; repeatable.",
+            "histogram_latencies=true adds times to first responses; counter_latencies=false leaves the counters of "
+            "durations out; repeatable.",
             many=True,
         ),
         *_lacking("metrics of the machine", "allow-gpu-metrics", "allow-cpu-metrics", "metrics-interval-ms"),
