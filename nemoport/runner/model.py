@@ -193,7 +193,8 @@ def load(directory: Path, version: int, config: ModelConfig, options: LoadOption
     for note in said:
         log.warning("model '%s' version %d: %s", config.name, version, note)
     check_labels(config, directory.parent)
-    contract, statistics = _contract(config, session.inputs, session.outputs), Statistics()
+    contract = _contract(config, session.inputs, session.outputs)
+    statistics = session.generator.statistics if session.generator else Statistics()
     warm_up(config, contract, directory.parent, session.run, placement.count)
     scheduler = Scheduler(
         config.name,

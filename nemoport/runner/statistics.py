@@ -72,13 +72,32 @@ class Statistics:
 
     def dropped(self, job: Job, refusal: Refusal) -> None:
         """It waited, and will not be executed."""
-        with self._lock:
-            self._failed(time.monotonic_ns() - job.queued, _REASONS.get(refusal.code, Failure.OTHER))
+        self.failed(time.monotonic_ns() - job.queued, refusal)
 
     def refused(self, refusal: Refusal) -> None:
         """It did not come as far as the queue."""
+        self.failed(0, refusal)
+
+    def failed(self, ns: int, refusal: Refusal) -> None:
         with self._lock:
-            self._failed(0, _REASONS.get(refusal.code, Failure.OTHER))
+            self._failed(ns, _REASONS.get(refusal.code, Failure.OTHER))
+
+    def answered(self, ns: int) -> None:
+        """One request, in an execution of its own."""
+        with self._lock:
+            self.last_inference = time.time_ns() // 1_000_000
+            self.inference_count += 1
+            self.execution_count += 1
+            self.last.append((ns, 0, 0, ns, 0))
+            row = self.batches.setdefault(1, _durations(_PHASES))
+            for name, spent in (("success", ns), ("queue", 0), *zip(_PHASES, (0, ns, 0), strict=True)):
+                self.requests[name].add(spent)
+                if name in row:
+                    row[name].add(spent)
+
+    def first_response(self, ns: int) -> None:
+        with self._lock:
+            self._first_response(ns)
 
     def executed(self, jobs: Sequence[Job], outcome: Outcome, began: int, ended: int) -> None:
         """One execution: every request of it is charged its whole time, as Triton does."""
@@ -114,8 +133,7 @@ class Statistics:
             outcome = "empty_response" if reply is None else "fail" if isinstance(reply, Refusal) else "success"
             with self._lock:
                 if not index:
-                    self.first_responses[bisect_left(FIRST_RESPONSE_MS, (now - before) / 1e6)] += 1
-                    self.first_response_ns += now - before
+                    self._first_response(now - before)
                 row = self.responses.setdefault(index, _durations(_OF_RESPONSE))
                 row[outcome].add(now - before)
                 if reply is not None:
@@ -149,6 +167,10 @@ class Statistics:
                 "batch_stats": [{"batch_size": size, **_shown(row)} for size, row in sorted(self.batches.items())],
                 "memory_usage": [],
             }
+
+    def _first_response(self, ns: int) -> None:
+        self.first_responses[bisect_left(FIRST_RESPONSE_MS, ns / 1e6)] += 1
+        self.first_response_ns += ns
 
     def _failed(self, ns: int, reason: Failure) -> None:
         self.requests["fail"].add(ns)

@@ -238,6 +238,33 @@ def test_metrics_tell_of_tokens_and_times(addresses: Addresses) -> None:
     assert not [name for name in after if "mute" in name and "generation" in name]
 
 
+@pytest.mark.parametrize("model", ["onnx", "hf"])
+def test_requests_for_text_are_counted_where_those_for_tensors_are(
+    addresses: Addresses, client: openai.OpenAI, model: str
+) -> None:
+    def row() -> Any:
+        return ask_http(addresses.http, f"/v2/models/{model}/stats").json["model_stats"][0]
+
+    before = row()
+    generate(addresses, FIELDS, model)
+    generate(addresses, FIELDS | {"stream": True}, model, "generate_stream")
+    client.completions.create(model=model, prompt=PROMPT, max_tokens=2, n=2)
+    list(client.chat.completions.create(model=model, messages=[{"role": "user", "content": "a"}], stream=True))
+    assert generate(addresses, FIELDS | {"max_tokens": 9999}, model).status == 400
+    after, metrics = row(), scraped(addresses.metrics)
+    for name in ("inference_count", "execution_count"):
+        assert after[name] == before[name] + 5
+    for name, more in (("success", 5), ("queue", 5), ("compute_infer", 5), ("fail", 0)):
+        assert after["inference_stats"][name]["count"] == before["inference_stats"][name]["count"] + more
+    success = after["inference_stats"]["success"]
+    assert success["ns"] > before["inference_stats"]["success"]["ns"]
+    assert success["ns"] == after["inference_stats"]["compute_infer"]["ns"]
+    assert after["batch_stats"][0]["compute_infer"] == after["inference_stats"]["compute_infer"]
+    labels = f'model="{model}",version="1"'
+    assert metrics[f"nv_inference_request_success {labels}"] == success["count"]
+    assert metrics[f"nv_inference_request_duration_us {labels}"] == success["ns"] // 1000
+
+
 def test_metadata_says_who_executes_what_has_no_engine(addresses: Addresses) -> None:
     for model, platform in (("onnx", "onnxruntime_onnx"), ("hf", "reference"), ("vllm", "reference")):
         assert ask_http(addresses.http, f"/v2/models/{model}").json["platform"] == platform

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 
 from nemoport.runner.asking import soon
-from nemoport.runner.generation.texts import Generator, Piece, TextRequest
-from nemoport.runner.refusal import Refusal
+from nemoport.runner.generation.engine import Continuation
+from nemoport.runner.generation.texts import Deliver, Generator, Piece, TextRequest
+from nemoport.runner.refusal import Code, Refusal
 
 
 async def pieces(generator: Generator, request: TextRequest) -> AsyncGenerator[Piece, None]:
     """The text as it is made; its row is free once the iterator is closed."""
     loop = asyncio.get_running_loop()
     heard: asyncio.Queue[Piece | Refusal] = asyncio.Queue()
-    who = generator.submit(request, lambda piece: soon(loop, heard.put_nowait, piece))
+    who = _submit(generator, request, lambda piece: soon(loop, heard.put_nowait, piece))
     try:
         while True:
             piece = await heard.get()
@@ -44,7 +46,7 @@ async def whole(generator: Generator, request: TextRequest) -> Piece:
         if piece.reason:
             soon(loop, settle, Piece("".join(said), piece.tokens, piece.reason))
 
-    who = generator.submit(request, deliver)
+    who = _submit(generator, request, deliver)
     try:
         piece = await ended
     finally:
@@ -52,3 +54,28 @@ async def whole(generator: Generator, request: TextRequest) -> Piece:
     if isinstance(piece, Refusal):
         raise piece
     return piece
+
+
+def _submit(generator: Generator, request: TextRequest, deliver: Deliver) -> Continuation:
+    """The same as the generator's, and the request is counted where a request for tensors is."""
+    statistics, asked, begun = generator.statistics, time.monotonic_ns(), False
+
+    def count(piece: Piece | Refusal) -> None:
+        nonlocal begun
+        ns = time.monotonic_ns() - asked
+        if isinstance(piece, Refusal):
+            statistics.failed(ns, piece)
+        else:
+            if not begun:
+                statistics.first_response(ns)
+            if piece.reason:
+                statistics.answered(ns)
+        begun = True
+        deliver(piece)
+
+    try:
+        return generator.submit(request, count)
+    except Refusal as refusal:
+        if refusal.code is Code.UNAVAILABLE:
+            statistics.refused(refusal)
+        raise

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nemoport.runner.generation.engine import Continuation, Engine, Reason
 from nemoport.runner.generation.measured import Measured
 from nemoport.runner.generation.sampling import Sampling
 from nemoport.runner.generation.tokenizing import Speech, Tokenizer
 from nemoport.runner.refusal import Code, Refusal
+from nemoport.runner.statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,8 @@ class Generator:
     engine: Engine
     measured: Measured
     vocab_size: int
+    statistics: Statistics = field(default_factory=Statistics)
+    """Of the model, whose requests may be for text or for tensors."""
 
     def submit(self, request: TextRequest, deliver: Deliver) -> Continuation:
         """Refuses what does not fit; `deliver` is called later, from another thread."""
