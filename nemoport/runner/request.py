@@ -60,6 +60,11 @@ class InferResponse:
     id: str = ""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
+    @property
+    def size(self) -> int:
+        """Bytes of its arrays."""
+        return sum(output.array.nbytes for output in self.outputs)
+
     def arrays(self) -> dict[str, Array]:
         return {output.name: output.array for output in self.outputs}
 
@@ -70,6 +75,10 @@ class Response:
 
     content: InferResponse | Refusal | None
     last: bool = True
+
+    @property
+    def size(self) -> int:
+        return self.content.size if isinstance(self.content, InferResponse) else 0
 
     def value(self) -> InferResponse:
         """The response, or its refusal raised."""

@@ -21,8 +21,11 @@ import pytest
 import tritonclient.http as triton
 from onnx import TensorProto
 
+from nemoport.runner.contract import Contract
+from nemoport.runner.http import generate as generation
 from nemoport.runner.jobs import Job, Outcome
 from nemoport.runner.model import load_version
+from nemoport.runner.request import InferRequest
 from nemoport.runner.serve import serving
 from nemoport.runner.server import Server, start
 
@@ -468,6 +471,26 @@ def test_requests_at_the_same_time_do_not_mix(address: str) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("verb", ["generate", "generate_stream"])
+@pytest.mark.parametrize("packs", [False, True])
+def test_what_is_large_is_read_beside_the_loop(
+    address: str, monkeypatch: pytest.MonkeyPatch, verb: str, packs: bool
+) -> None:
+    where, read = [], generation.request_of
+
+    def seen(body: bytes, contract: Contract) -> InferRequest:
+        where.append(threading.current_thread().name.partition("_")[0])
+        return read(body, contract)
+
+    monkeypatch.setattr(generation, "request_of", seen)
+    for size in (10, 2**19):
+        body = json.dumps({"X": "a" * size}).encode()
+        headers = {"Content-Encoding": "gzip"} if packs else {}
+        reply = ask(address, f"/v2/models/word/{verb}", gzip.compress(body) if packs else body, headers)
+        assert (reply.status, b"a" * size in reply.body) == (200, True)
+    assert where == [("infer" if packs else "endpoints"), "infer"]
 
 
 def test_an_empty_server_is_ready() -> None:

@@ -225,7 +225,7 @@ SEEN = []
 """
 
 
-@pytest.mark.parametrize("door", ["http", "grpc"])
+@pytest.mark.parametrize("door", ["infer", "generate", "generate_stream", "grpc"])
 def test_a_client_that_waits_no_longer_is_known_to_the_model_and_leaves_the_queue(tmp_path: Path, door: str) -> None:
     write_python(tmp_path, "m", HEAD + WAITS, X_CONFIG)
     server = start([tmp_path])
@@ -242,7 +242,8 @@ def test_a_client_that_waits_no_longer_is_known_to_the_model_and_leaves_the_queu
             call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer.future(request)
             return lambda: call.cancel() and channel.close()
         connection = HTTPConnection(addresses.http)
-        connection.request("POST", "/v2/models/m/infer", json.dumps({"inputs": [x | {"data": [number]}]}))
+        body = {"inputs": [x | {"data": [number]}]} if door == "infer" else {"X": number}
+        connection.request("POST", f"/v2/models/m/{door}", json.dumps(body))
         return connection.close
 
     with serving_all(server) as addresses:

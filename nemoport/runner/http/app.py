@@ -91,38 +91,45 @@ async def infer(server: Server, call: Call, threads: Executor) -> Answer:
     target = server.find(call.model, call.version)
     if target.decoupled:
         raise Refusal("HTTP end point doesn't support models with decoupled transaction policy", Code.UNSUPPORTED)
-    request, form = await aside(threads, len(call.body), _read_infer, target, call)
+    request, form = await aside(threads, call.size, _read_infer, target, call)
     response = await ask(target, request, call.left)
-    size = sum(output.array.nbytes for output in response.outputs)
-    return await aside(threads, size, _written_infer, response, form, call)
+    return await aside(threads, response.size, _written_infer, response, form, call)
 
 
-async def generate(server: Server, call: Call, threads: Executor) -> Answer | Later:
+async def generate(server: Server, call: Call, threads: Executor) -> Later:
     target = server.find(call.model, call.version)
     if target.generator:
         return Later(texts.generate(target, target.generator, call, threads))
-    request = generation.request_of(unpacked(call), target.contract)
-    answers = [response async for response in ask_all(target, request)]
-    contents = [response.value() for response in answers if response.content is not None]
-    if len(contents) == 1:
-        return json_answer(generation.members(contents[0]))
-    return error_answer(_ONE_RESPONSE, 200)  # 200 is Triton's
+    return Later(_generate(target, call, threads))
 
 
-async def generate_stream(server: Server, call: Call, threads: Executor) -> Stream | Later:
-    """The status waits for the first response, which may be an error."""
+async def generate_stream(server: Server, call: Call, threads: Executor) -> Later:
     target = server.find(call.model, call.version)
     if target.generator:
         return Later(texts.generate_stream(target, target.generator, call, threads))
-    answers = ask_all(target, generation.request_of(unpacked(call), target.contract))
+    return Later(_generate_stream(target, call, threads))
+
+
+async def _generate(target: ModelVersion, call: Call, threads: Executor) -> Answer:
+    request = await aside(threads, call.size, _read_generate, target, call)
+    answers = [response async for response in ask_all(target, request)]
+    contents = [response.value() for response in answers if response.content is not None]
+    if len(contents) == 1:
+        return json_answer(await aside(threads, contents[0].size, generation.members, contents[0]))
+    return error_answer(_ONE_RESPONSE, 200)  # 200 is Triton's
+
+
+async def _generate_stream(target: ModelVersion, call: Call, threads: Executor) -> Stream:
+    """The status waits for the first response, which may be an error."""
+    answers = ask_all(target, await aside(threads, call.size, _read_generate, target, call))
     first = await anext(answers)
     status = first.content.code.http if isinstance(first.content, Refusal) else 200
 
     async def events() -> AsyncGenerator[bytes, None]:
         async with aclosing(answers):
-            yield generation.event(first)
+            yield await aside(threads, first.size, generation.event, first)
             async for response in answers:
-                yield generation.event(response)
+                yield await aside(threads, response.size, generation.event, response)
 
     return Stream(status, events(), (EVENTS,))
 
@@ -157,6 +164,10 @@ def unload(server: Server, call: Call) -> Answer:
     asked = parameters.get("unload_dependents") if isinstance(parameters, dict) else None
     server.unload(call.model, with_members=asked is True)
     return _DONE
+
+
+def _read_generate(target: ModelVersion, call: Call) -> InferRequest:
+    return generation.request_of(unpacked(call), target.contract)
 
 
 def _read_infer(target: ModelVersion, call: Call) -> tuple[InferRequest, Form]:
@@ -206,7 +217,7 @@ ROUTES = (
     Route(re.compile(_MODEL + "/generate"), "POST", generate),
     Route(re.compile(_MODEL + "/generate_stream"), "POST", generate_stream),
     Route(re.compile("/v2/logging"), "GET", at_once(log_settings)),
-    Route(re.compile("/v2/logging"), "POST", at_once(log_settings)),
+    Route(re.compile("/v2/logging"), "POST", in_thread(log_settings)),
     Route(re.compile("/v2/health/live"), "GET", at_once(live)),
     Route(re.compile("/v2/health/ready"), "GET", at_once(ready)),
     Route(re.compile("/v2"), "GET", at_once(server_metadata)),

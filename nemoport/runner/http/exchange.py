@@ -41,6 +41,11 @@ class Call:
     version: int | None = None
     left: Callable[[], Coroutine[Any, Any, None]] = _never
 
+    @property
+    def size(self) -> int:
+        """Bytes of the body; of one that is packed, as many as it may hold."""
+        return self.max_bytes if b"content-encoding" in self.headers else len(self.body)
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

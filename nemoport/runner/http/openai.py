@@ -129,7 +129,7 @@ async def chat_completions(server: Server, call: Call, threads: Executor) -> Ans
 
 
 async def _complete(server: Server, call: Call, threads: Executor, form: Form) -> Answer | Stream:
-    fields = await aside(threads, len(call.body), lambda: parse_json(unpacked(call)))
+    fields = await aside(threads, call.size, lambda: parse_json(unpacked(call)))
     name = fields.get("model")
     if not isinstance(name, str):
         raise Refusal("you must provide a model parameter")

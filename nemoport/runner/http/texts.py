@@ -46,7 +46,7 @@ _EXTRAS = ("finish_reason", "num_input_tokens", "num_output_tokens")
 
 
 async def generate(target: ModelVersion, generator: Generator, call: Call, threads: Executor) -> Answer:
-    wanted = await aside(threads, len(call.body) * _TOKENIZED, _read, generator, call)
+    wanted = await aside(threads, call.size * _TOKENIZED, _read, generator, call)
     if wanted.stream:
         raise Refusal("generate answers once; ask generate_stream for a stream, or leave 'stream' out")
     return json_answer(_members(target, wanted, await whole(generator, wanted.request)))
@@ -55,7 +55,7 @@ async def generate(target: ModelVersion, generator: Generator, call: Call, threa
 async def generate_stream(target: ModelVersion, generator: Generator, call: Call, threads: Executor) -> Stream:
     """One event unless `stream` is true, as those backends do. The status waits for the first event."""
     try:
-        wanted = await aside(threads, len(call.body) * _TOKENIZED, _read, generator, call)
+        wanted = await aside(threads, call.size * _TOKENIZED, _read, generator, call)
         pieces = pieces_of(generator, wanted.request) if wanted.stream else _one(generator, wanted.request)
         first = await anext(pieces)
     except Refusal as refusal:
