@@ -153,7 +153,8 @@ class Server:
             self._models[version.name] = Model({**ready, version.version: version})
 
     def load(self, name: str, overrides: Overrides = NONE) -> None:
-        """Load or reload; when a version fails, none of this load is served, and what was served before stays.
+        """Load or reload; when a version fails, none of this load is served, and what was served before stays. The
+        server is not ready meanwhile, as Triton has it.
 
         Without overrides nothing is done when the files are those of the last load: also an overridden config stays.
         """
@@ -167,10 +168,12 @@ class Server:
                 return
             loaded = self._loaded(name, directories, overrides, seen)
             if loaded.ready or not before.ready:
-                self._models[name] = loaded
+                self._models[name] = replace(loaded, unloaded=_left_of(before, loaded))
                 _let_go(before)
             else:
-                self._models[name] = replace(before, seen=seen)
+                served = {None, *before.ready}
+                kept = {number: why for number, why in loaded.unavailable.items() if number not in served}
+                self._models[name] = replace(before, seen=seen, unavailable=kept)
                 _let_go(loaded)
         if loaded.unavailable:
             raise load_refusal(name, loaded.unavailable)
@@ -184,7 +187,9 @@ class Server:
             seen = tuple(each for place in places for each in fingerprint(place))
             if name not in self._models or self._models[name].seen != seen:
                 changed.append(name)
-        gone = (name for name, model in self._models.items() if name not in found and not model.unloaded)
+        gone = (
+            name for name, model in self._models.items() if name not in found and (model.ready or model.unavailable)
+        )
         return Changes(tuple(changed), tuple(gone))
 
     def _loaded(self, name: str, directories: list[Path], overrides: Overrides, seen: Fingerprint | None) -> Model:
@@ -205,7 +210,7 @@ class Server:
         with self._loading:
             unloaded = self._models.pop(name, Model())
             if unloaded.unloaded or (unloaded.ready and unloaded.seen is not None):
-                self._models[name] = Model(unloaded=tuple(sorted(unloaded.ready)) or unloaded.unloaded)
+                self._models[name] = Model(unloaded=_left_of(unloaded, Model()))
             dependent = [of for of, model in self._models.items() if name in _members(model)]
         _let_go(unloaded)
         for other in [*dependent, *(_members(unloaded) if with_members else ())]:
@@ -251,6 +256,11 @@ class Server:
 
 def _members(model: Model) -> set[str]:
     return {member for version in model.ready.values() for member in members(version.config)}
+
+
+def _left_of(before: Model, now: Model) -> tuple[int, ...]:
+    """Versions that were ready once and are not served any more."""
+    return tuple(sorted({*before.ready, *before.unloaded} - {*now.ready, *now.unavailable}))
 
 
 def _let_go(model: Model) -> None:
