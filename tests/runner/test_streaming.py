@@ -73,6 +73,6 @@ def test_nothing_of_a_stream_waits_for_the_collector_of_cycles(stub: Any, leaves
             if leaves and answer.infer_response.id == "3":
                 answers.cancel()
                 break
-        until(lambda: not any(isinstance(each, streaming.Turn) for each in gc.get_objects()))
+        until(lambda: not any(type(each) is streaming.Turn for each in gc.get_objects()))
     finally:
         gc.enable()
