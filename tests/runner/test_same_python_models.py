@@ -52,6 +52,7 @@ def packed(call: Call, packing: str, how: Callable[[bytes], bytes], **headers: s
 
 TEXT = {"name": "TEXT", "datatype": "BYTES", "shape": [1, 2], "data": ["ab", "zwölf"]}
 MATRIX = {"name": "X", "datatype": "FP32", "shape": [2, 2], "data": [1, 2, 3, 4]}
+OF_NO_KIND: tuple[Any, ...] = (None, [1], {})
 ALL_KINDS = {"a": 1, "b": "x", "c": True, "d": 1.5, "timeout": 5, "priority": 1, "sequence_id": 4}
 WRONG: list[tuple[str, Any]] = [
     ("data", []),
@@ -86,7 +87,7 @@ CALLS: list[Call] = [
     *(infer("echo", X | {name: value}) for name, value in WRONG),
     *(("/v2/models/echo/infer", body) for body in (b"", b"{", b"[]", b"{}", b'{"inputs": {}}', b'{"inputs": [1]}')),
     infer("echo", X, id=5),
-    *(infer("echo", X, parameters={"a": value}) for value in (None, [1], {})),
+    *(infer("echo", X, parameters={"a": value}) for value in OF_NO_KIND),
     infer("echo", X, outputs=[{"name": "Y"}, {"name": "NOPE"}]),
     infer("echo", X, X),
     tailed("echo", bytes([5, 0, 0, 0]), 4),
