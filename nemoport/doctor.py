@@ -35,6 +35,7 @@ PACKAGES = {
     "tokenizers": Package(distributions=("tokenizers",), added_by=_EXTRA.format("text")),
     "numcodecs": Package(distributions=("numcodecs",), added_by=_EXTRA.format("zarr")),
     "matplotlib": Package(distributions=("matplotlib",), added_by=_EXTRA.format("report")),
+    "pynvml": Package(distributions=("nvidia-ml-py",), added_by=_EXTRA.format("gpu")),
     "fsspec": Package(distributions=("fsspec",), added_by=_EXTRA.format("remote")),
     "cryptography": Package(distributions=("cryptography",), added_by=_EXTRA.format("sign")),
     "tensorrt": Package(
@@ -93,6 +94,7 @@ ABILITIES = (
     Ability(what="serve hf, trtllm and vllm on the reference", needs=("torch", "tokenizers")),
     Ability(what="serve torchscript", needs=("torch",)),
     Ability(what="serve tensorrt", needs=("tensorrt", "torch"), gpu=True),
+    Ability(what="serve metrics of GPUs", needs=("pynvml",), gpu=True),
     Ability(what="serve llmapi", needs=("tensorrt_llm",), gpu=True, artifact="llmapi"),
     Ability(what="vllm serve of a vllm artifact", needs=("vllm",), gpu=True),
     Ability(what="doctor"),

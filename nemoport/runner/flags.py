@@ -110,7 +110,9 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             "durations out; repeatable.",
             many=True,
         ),
-        *_lacking("metrics of the machine", "allow-gpu-metrics", "allow-cpu-metrics", "metrics-interval-ms"),
+        Flag("--allow-gpu-metrics", "boolean", True, "Metrics of GPUs, where there are some and nvidia-ml-py is."),
+        Flag("--metrics-interval-ms", "number", 2000.0, "How old metrics of GPUs may be."),
+        *_lacking("metrics of the CPU", "allow-cpu-metrics"),
     ),
     "Tracing": _lacking("tracing", "trace-config"),
     "Backend": (

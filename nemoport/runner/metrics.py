@@ -1,10 +1,11 @@
-"""Counters of every model version in Prometheus' text format, under Triton's names.
+"""Counters of every model version, and the use of GPUs, in Prometheus' text format under Triton's names.
 
 Written here and not by a client library: those name every counter `..._total`, and Triton does not.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nemoport.errors import UsageError
 from nemoport.runner.generation.measured import ROWS
+from nemoport.runner.gpu_metrics import GPU_METRICS, Gpus, Reading
 from nemoport.runner.http.exchange import Answer, error_answer, send_answer
 from nemoport.runner.server import Server
 from nemoport.runner.statistics import FIRST_RESPONSE_MS, TIMED, Failure, Statistics
@@ -115,11 +117,11 @@ def metrics_config(settings: Iterable[str]) -> MetricsConfig:
     return done
 
 
-def exposition(server: Server, config: MetricsConfig = _DEFAULT) -> str:
-    return "".join(f"{line}\n" for line in _lines(server, config))
+def exposition(server: Server, config: MetricsConfig = _DEFAULT, gpus: Sequence[Reading] = ()) -> str:
+    return "".join(f"{line}\n" for line in (*_of_models(server, config), *_of_gpus(gpus)))
 
 
-def _lines(server: Server, config: MetricsConfig) -> Iterator[str]:
+def _of_models(server: Server, config: MetricsConfig) -> Iterator[str]:
     ready = server.ready_versions()
     versions = [
         (f'model="{_escaped(name)}"', f'version="{number}"', version.statistics) for name, number, version in ready
@@ -146,6 +148,13 @@ def _lines(server: Server, config: MetricsConfig) -> Iterator[str]:
         yield from _head(row.name, row.kind, row.help)
         for labels, measured in made:
             yield from measured.lines(row, labels)
+
+
+def _of_gpus(gpus: Sequence[Reading]) -> Iterator[str]:
+    for metric in GPU_METRICS if gpus else ():
+        yield from _head(metric.name, metric.kind, metric.help)
+        for gpu in gpus:
+            yield from gpu.lines(metric)
 
 
 def _summaries(versions: Sequence[_Labelled], quantiles: Sequence[float]) -> Iterator[str]:
@@ -182,13 +191,14 @@ def _escaped(label: str) -> str:
     return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def metrics_application(server: Server, config: MetricsConfig = _DEFAULT) -> ASGIApp:
+def metrics_application(server: Server, config: MetricsConfig = _DEFAULT, gpus: Gpus | None = None) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] != "/metrics":
             await send_answer(send, error_answer("Not Found", 404))
         elif scope["method"] != "GET":
             await send_answer(send, error_answer("Method Not Allowed", 405))
         else:
-            await send_answer(send, Answer(200, exposition(server, config).encode(), (_TEXT,)))
+            read = await asyncio.to_thread(gpus.read) if gpus else ()
+            await send_answer(send, Answer(200, exposition(server, config, read).encode(), (_TEXT,)))
 
     return app

@@ -18,6 +18,7 @@ import uvicorn
 from nemoport.errors import UsageError
 from nemoport.runner.endpoints import Endpoint, GrpcEndpoint, HttpEndpoint, bound, check_free, run
 from nemoport.runner.flags import LACKING
+from nemoport.runner.gpu_metrics import gpus
 from nemoport.runner.http.app import application
 from nemoport.runner.log_settings import LogSettings
 from nemoport.runner.metrics import metrics_application, metrics_config
@@ -52,6 +53,8 @@ class ServeOptions:
     """As --http-address, when it is not given."""
     metrics_port: int = 8002
     metrics_config: tuple[str, ...] = ()
+    allow_gpu_metrics: bool = True
+    metrics_interval_ms: float = 2000.0
     model_control_mode: str = "none"
     repository_poll_secs: int = 15
     load_model: tuple[str, ...] = ()
@@ -86,6 +89,8 @@ def check_options(options: ServeOptions) -> None:
     if not (options.allow_http or options.allow_grpc):
         raise UsageError("neither HTTP nor gRPC is allowed, nobody could ask; leave one of them on")
     metrics_config(options.metrics_config)
+    if not options.metrics_interval_ms >= 0:
+        raise UsageError(f"--metrics-interval-ms={options.metrics_interval_ms} must be at least 0")
     if not options.model_repository:
         raise UsageError("no --model-repository is given; name at least one")
 
@@ -134,7 +139,8 @@ def serve(options: ServeOptions) -> None:
             app = application(server, threads, options.http_max_input_size)
             endpoints.append(HttpEndpoint("HTTPService", app, listener))
         if measured:
-            told = metrics_application(server, metrics_config(options.metrics_config))
+            asked = stack.enter_context(gpus(options.metrics_interval_ms)) if options.allow_gpu_metrics else None
+            told = metrics_application(server, metrics_config(options.metrics_config), asked)
             endpoints.append(HttpEndpoint("Metrics Service", told, measured))
         if options.allow_grpc:
             endpoints.append(GrpcEndpoint(server, options.grpc_address, options.grpc_port))
