@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from nemoport.runner.refusal import Refusal
@@ -50,11 +51,17 @@ class Job:
         return self._cancelled or (self.whole is not None and self.whole.cancelled)
 
 
+class Later(Enum):
+    """In place of a reply: the model goes on with the job, and at its end answers and counts it."""
+
+    LATER = "later"
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What an execution gave: a reply per job, None where the model sends its own; and when its middle part was."""
 
-    replies: Sequence[Reply | None]
+    replies: Sequence[Reply | Later | None]
     infer_began: int
     infer_ended: int
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from nemoport.runner.batching import Batching, plan
-from nemoport.runner.jobs import Deliver, Job, Outcome, Reply, Run, WhenIdle
+from nemoport.runner.jobs import Deliver, Job, Later, Outcome, Reply, Run, WhenIdle
 from nemoport.runner.pace import Pace
 from nemoport.runner.queueing import Queue
 from nemoport.runner.refusal import Code, Refusal
@@ -205,7 +205,7 @@ class Scheduler:
             outcome = Outcome([ours] * len(jobs), began, time.monotonic_ns())
         self._statistics.executed(jobs, outcome, began, time.monotonic_ns())
         for job, reply in zip(jobs, outcome.replies, strict=True):
-            if reply is not None:
+            if not (reply is None or isinstance(reply, Later)):
                 self._answer(job, reply)
 
     def _answer(self, job: Job, reply: Reply) -> None:

@@ -11,7 +11,7 @@ from enum import Enum
 from threading import Lock
 from typing import Any
 
-from nemoport.runner.jobs import Deliver, Job, Outcome, Reply
+from nemoport.runner.jobs import Deliver, Job, Later, Outcome, Reply
 from nemoport.runner.refusal import Code, Refusal
 
 _PHASES = ("compute_input", "compute_infer", "compute_output")
@@ -100,13 +100,16 @@ class Statistics:
             self._first_response(ns)
 
     def executed(self, jobs: Sequence[Job], outcome: Outcome, began: int, ended: int) -> None:
-        """One execution: every request of it is charged its whole time, as Triton does."""
+        """One execution: every request of it is charged its whole time, as Triton does, unless it goes on."""
+        told = [pair for pair in zip(jobs, outcome.replies, strict=True) if pair[1] is not Later.LATER]
+        if not told:
+            return
         spent = (outcome.infer_began - began, outcome.infer_ended - outcome.infer_began, ended - outcome.infer_ended)
         items = good = waited = 0
         with self._lock:
             self.last_inference = time.time_ns() // 1_000_000
             self.execution_count += 1
-            for job, reply in zip(jobs, outcome.replies, strict=True):
+            for job, reply in told:
                 items += job.items
                 if isinstance(reply, Refusal):
                     self._failed(ended - job.queued, Failure.BACKEND)

@@ -299,6 +299,95 @@ def test_tensors_of_text_go_in_and_come_out(addresses: Addresses) -> None:
 TENSORS = (("text_input", "BYTES"), ("stream", "BOOL"), ("sampling_parameters", "BYTES"))
 
 
+def stats(addresses: Addresses, model: str) -> Any:
+    return ask_http(addresses.http, f"/v2/models/{model}/stats").json["model_stats"][0]
+
+
+def text_tensors(stream: bool) -> list[triton.InferInput]:
+    given, streams, _ = (triton.InferInput(name, [1], kind) for name, kind in TENSORS)
+    given.set_data_from_numpy(np.array([b"x"], np.object_))
+    streams.set_data_from_numpy(np.array([stream]))
+    return [given, streams]
+
+
+@pytest.mark.parametrize("model, stream", [("hf", False), ("vllm", False), ("vllm", True)])
+def test_a_text_over_tensors_counts_once_it_is_made(addresses: Addresses, model: str, stream: bool) -> None:
+    before, heard = stats(addresses, model), queue.Queue[Any]()
+    with triton.InferenceServerClient(addresses.grpc) as client:
+        client.start_stream(lambda result, error: heard.put((result, error)))
+        client.async_stream_infer(model, text_tensors(stream), parameters={"max_tokens": 40, "ignore_eos": True})
+        last = False
+        while not last:
+            result, error = heard.get(timeout=20)
+            assert error is None
+            last = result.get_response().parameters["triton_final_response"].bool_param
+        client.stop_stream()
+    after = stats(addresses, model)
+    for name in ("inference_count", "execution_count"):
+        assert after[name] == before[name] + 1
+    spent = {name: row["ns"] - before["inference_stats"][name]["ns"] for name, row in after["inference_stats"].items()}
+    counts = {
+        name: row["count"] - before["inference_stats"][name]["count"] for name, row in after["inference_stats"].items()
+    }
+    assert (counts["success"], counts["fail"]) == (1, 0)
+    assert spent["success"] == spent["compute_infer"]
+    if stream:
+        places = sorted(after["response_stats"], key=int)[1:-1]  # the first began before it was queued
+        assert len(places) > 9
+        told = [each.get("response_stats", {}) for each in (before, after)]
+        begun, ended = (sum(each[at]["success"]["ns"] for at in places if at in each) for each in told)
+        assert spent["success"] > ended - begun
+
+
+def test_a_warm_up_in_text_does_not_count(fables: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(fables / "hf", root / "hf")
+    (root / "hf/warmup").mkdir()
+    (root / "hf/warmup/text").write_bytes(len(PROMPT).to_bytes(4, "little") + PROMPT.encode())
+    given = '{ key: "text_input" value { data_type: TYPE_STRING dims: 1 input_data_file: "text" } }'
+    with (root / "hf/config.pbtxt").open("a") as config:
+        config.write(f'model_warmup {{ name: "w" inputs {given} }}\n')
+    server = start([root])
+    with serving_all(server) as found:
+        wait_until(lambda: of(found, "hf").get("nv_generation_request_success") == 1)
+        wait_until(lambda: of(found, "hf")["nv_generation_running_request_count"] == 0)
+        assert not any(row["count"] for row in stats(found, "hf")["inference_stats"].values())
+    server.close()
+
+
+@pytest.mark.parametrize("model, stream", [("hf", False), ("vllm", True)])
+def test_a_client_of_tensors_that_goes_away_frees_its_row(addresses: Addresses, model: str, stream: bool) -> None:
+    canceled = f'nv_inference_request_failure model="{model}",reason="CANCELED",version="1"'
+    tokens, before, failed = (
+        of(addresses, model)["nv_generation_tokens"],
+        stats(addresses, model)["inference_stats"],
+        scraped(addresses.metrics)[canceled],
+    )
+    long = {"max_tokens": 200, "ignore_eos": True}
+    with triton.InferenceServerClient(addresses.grpc) as client:
+        if stream:
+            client.start_stream(lambda result, error: None)
+            for _ in range(2):
+                client.async_stream_infer(model, text_tensors(True), parameters=long)
+        else:
+            calls = [
+                client.async_infer(model, text_tensors(False), lambda result, error: None, parameters=long)
+                for _ in range(2)
+            ]
+        wait_until(lambda: of(addresses, model)["nv_generation_running_request_count"] == 2)
+        if stream:
+            client.stop_stream(cancel_requests=True)
+        else:
+            for call in calls:
+                call.cancel()
+        wait_until(lambda: of(addresses, model)["nv_generation_running_request_count"] == 0)
+    assert of(addresses, model)["nv_generation_tokens"] < tokens + 400
+    after = stats(addresses, model)["inference_stats"]
+    assert after["success"] == before["success"]
+    assert after["fail"]["count"] == before["fail"]["count"] + 2
+    assert scraped(addresses.metrics)[canceled] == failed + 2
+
+
 def test_completions_as_openais_client_hears_them(addresses: Addresses, client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "onnx", "max_tokens": 12, "temperature": 0}
     whole = client.completions.create(prompt=PROMPT, **asked)

@@ -21,12 +21,13 @@ from nemoport.exporters import source
 from nemoport.exporters.dequantized import all_dequantized
 from nemoport.runner.config_rules import EXECUTED_BY, check_tensors
 from nemoport.runner.devices import visible_gpus
+from nemoport.runner.generation.asking import end_counted
 from nemoport.runner.generation.loading import generator
 from nemoport.runner.generation.texts import Generator, Piece
 from nemoport.runner.http.head import parse_json
 from nemoport.runner.http.texts import wanted_of
 from nemoport.runner.instances import Placement
-from nemoport.runner.jobs import Job, Outcome
+from nemoport.runner.jobs import Job, Later, Outcome
 from nemoport.runner.model_config import ModelConfig
 from nemoport.runner.refusal import Refusal
 from nemoport.runner.signature import TensorSignature
@@ -128,7 +129,8 @@ def _ranks(directory: Path, config: ModelConfig, device: str) -> Any:
 
 
 class ReferenceSession:
-    """Requests are answered by the generator, all at once; an instance only hands them over."""
+    """Requests are answered by the generator, all at once; an instance only hands them over. A text whose request is
+    cancelled ends before its next token."""
 
     inputs: Mapping[str, TensorSignature] = {}
     outputs: Mapping[str, TensorSignature] = {}
@@ -149,18 +151,19 @@ class ReferenceSession:
     def close(self) -> None:
         self._close()
 
-    def _ask(self, job: Job) -> Refusal | None:
-        """None where the answer comes later."""
+    def _ask(self, job: Job) -> Refusal | Later:
         assert self.generator is not None
         try:
             wanted = wanted_of(self.generator, _fields(job))
             if wanted.stream and not self.config.model_transaction_policy.decoupled:
                 raise Refusal("Streaming is only supported in decoupled mode.")
             deliver = _in_pieces(job) if wanted.stream else _whole_to(job, wanted.before)
-            self._submit(wanted.request, deliver)
+            if job.queued:  # nobody queued a warm-up, which does not count
+                deliver = end_counted(self.generator.statistics, job.queued, deliver)
+            self._submit(wanted.request, deliver, lambda: job.cancelled)
         except Refusal as refusal:
             return Refusal(f"{job.request.label}{refusal}", refusal.code)
-        return None
+        return Later.LATER
 
 
 def _fields(job: Job) -> dict[str, Any]:

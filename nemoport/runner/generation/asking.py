@@ -10,6 +10,7 @@ from nemoport.runner.asking import soon
 from nemoport.runner.generation.engine import Continuation
 from nemoport.runner.generation.texts import Deliver, Generator, Piece, TextRequest
 from nemoport.runner.refusal import Code, Refusal
+from nemoport.runner.statistics import Statistics
 
 
 async def pieces(generator: Generator, request: TextRequest) -> AsyncGenerator[Piece, None]:
@@ -59,19 +60,14 @@ async def whole(generator: Generator, request: TextRequest) -> Piece:
 def _submit(generator: Generator, request: TextRequest, deliver: Deliver) -> Continuation:
     """The same as the generator's, and the request is counted where a request for tensors is."""
     statistics, asked, begun = generator.statistics, time.monotonic_ns(), False
+    tell = end_counted(statistics, asked, deliver)
 
     def count(piece: Piece | Refusal) -> None:
         nonlocal begun
-        ns = time.monotonic_ns() - asked
-        if isinstance(piece, Refusal):
-            statistics.failed(ns, piece)
-        else:
-            if not begun:
-                statistics.first_response(ns)
-            if piece.reason:
-                statistics.answered(ns)
+        if not begun and not isinstance(piece, Refusal):
+            statistics.first_response(time.monotonic_ns() - asked)
         begun = True
-        deliver(piece)
+        tell(piece)
 
     try:
         return generator.submit(request, count)
@@ -79,3 +75,16 @@ def _submit(generator: Generator, request: TextRequest, deliver: Deliver) -> Con
         if refusal.code is Code.UNAVAILABLE:
             statistics.refused(refusal)
         raise
+
+
+def end_counted(statistics: Statistics, asked: int, deliver: Deliver) -> Deliver:
+    """The same, and the request counts once its text is whole, or will not be; `asked` is of `time.monotonic_ns`."""
+
+    def count(piece: Piece | Refusal) -> None:
+        if isinstance(piece, Refusal):
+            statistics.failed(time.monotonic_ns() - asked, piece)
+        elif piece.reason:
+            statistics.answered(time.monotonic_ns() - asked)
+        deliver(piece)
+
+    return count

@@ -86,8 +86,10 @@ class Continuation:
     made: list[int] = field(default_factory=list)
     asked: int = field(default_factory=time.monotonic_ns)
     last: int | None = None
-    cancelled: bool = False
+    left: Callable[[], bool] = lambda: False
+    """Whether whoever asked listens no more."""
     ended: bool = False
+    _cancelled: bool = False
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -100,7 +102,11 @@ class Continuation:
 
     def cancel(self) -> None:
         """Its row is free before the next step; `end` is told, too."""
-        self.cancelled = True
+        self._cancelled = True
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled or self.left()
 
 
 @dataclass
@@ -191,10 +197,9 @@ class Engine:
         if self._joining and self._joining.who.cancelled:
             gone.append((self._joining.who, Refusal(cancelled, Code.CANCELLED)))
             self._joining = None
-        left = [who for who in self._running if who.cancelled]
-        if left:
-            gone.extend((who, Refusal(cancelled, Code.CANCELLED)) for who in left)
-            self._keep([row for row, who in enumerate(self._running) if not who.cancelled])
+        left = {row for row, who in enumerate(self._running) if who.cancelled}
+        gone.extend((self._running[row], Refusal(cancelled, Code.CANCELLED)) for row in left)
+        self._keep([row for row in range(len(self._running)) if row not in left])
         for who, refusal in gone:
             self._end(who, refusal)
 

@@ -49,8 +49,9 @@ class Generator:
     statistics: Statistics = field(default_factory=Statistics)
     """Of the model, whose requests may be for text or for tensors."""
 
-    def submit(self, request: TextRequest, deliver: Deliver) -> Continuation:
-        """Refuses what does not fit; `deliver` is called later, from another thread."""
+    def submit(self, request: TextRequest, deliver: Deliver, left: Callable[[], bool] = lambda: False) -> Continuation:
+        """Refuses what does not fit; `deliver` is called later, from another thread, as is `left`, which says whether
+        nobody listens any more."""
         longest = self._longest(request)
         telling = Telling(self.tokenizer, request.stop, deliver)
         who = Continuation(
@@ -60,6 +61,7 @@ class Generator:
             ends=frozenset() if request.ignore_eos else self.tokenizer.ends,
             hear=telling.hear,
             end=telling.end,
+            left=left,
             deadline=time.monotonic_ns() + request.timeout_us * 1000 if request.timeout_us else None,
         )
         self.engine.submit(who)
