@@ -7,6 +7,7 @@ import queue
 import shutil
 import socket
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -515,3 +516,50 @@ def test_bad_messages_are_refused(addresses: Addresses, messages: Any) -> None:
     body = json.dumps({"model": "onnx", "messages": messages}).encode()
     reply = ask_http(addresses.http, "/v1/chat/completions", body)
     assert (reply.status, reply.json["error"]["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize("fields", [{"tool_choice": "none"}, {"parallel_tool_calls": True}, {"tools": []}], ids=str)
+def test_words_about_tools_that_nobody_gave_ask_for_nothing(client: openai.OpenAI, fields: dict[str, Any]) -> None:
+    asked: Any = {"model": "onnx", "messages": [{"role": "user", "content": "Tell"}], "temperature": 0, "max_tokens": 5}
+    plain = client.chat.completions.create(**asked).choices
+    assert client.chat.completions.create(**asked, **fields).choices == plain
+
+
+@pytest.mark.parametrize("choice", ["required", "auto", {"type": "function", "function": {"name": "f"}}], ids=str)
+def test_tools_that_are_to_be_chosen_are_refused(client: openai.OpenAI, choice: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="'tool_choice' is not supported"):
+        client.chat.completions.create(
+            model="onnx", messages=[{"role": "user", "content": "x"}], tool_choice=choice, max_tokens=1
+        )
+
+
+@pytest.mark.parametrize("options", [{}, {"include_usage": True}], ids=str)
+def test_options_of_a_stream_that_is_none_are_refused_in_openais_words(client: openai.OpenAI, options: Any) -> None:
+    asked: Any = {"model": "onnx", "prompt": "x", "max_tokens": 1}
+    for stream in ({}, {"stream": False}):
+        with pytest.raises(
+            openai.BadRequestError, match=r"The 'stream_options' parameter is only allowed when 'stream' is enabled\."
+        ):
+            client.completions.create(**(asked | stream), stream_options=options)
+    assert client.completions.create(**asked, stream_options=None).usage
+
+
+@pytest.mark.parametrize("path, said", [("completions", {"prompt": "x"}), ("chat/completions", {})], ids=str)
+def test_a_stream_that_fails_on_its_way_ends_with_the_error_and_its_end(
+    fables: Path, tmp_path: Path, path: str, said: dict[str, Any]
+) -> None:
+    shutil.copytree(fables / "hf", tmp_path / "hf")
+    server = start([tmp_path])
+    generator = server.find("hf").generator
+    assert generator is not None
+    fields = {"model": "hf", "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True, "n": 2}
+    fields |= {"max_tokens": 200} | (said or {"messages": [{"role": "user", "content": "x"}]})
+    with serving_all(server) as found:
+        asked = urllib.request.Request(f"http://{found.http}/v1/{path}", json.dumps(fields).encode())
+        with urllib.request.urlopen(asked, timeout=20) as stream:
+            assert b'"choices"' in stream.readline()
+            generator.engine.abandon()
+            *_, error, end, rest = stream.read().decode().split("\n\n")
+    server.close()
+    assert json.loads(error.removeprefix("data: "))["error"]["message"] == "request is cancelled"
+    assert (end, rest) == ("data: [DONE]", "")

@@ -36,6 +36,8 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # what is not done, with the values
     "response_format": ({"type": "text"},),
     "tools": ([],),
     "functions": ([],),
+    "tool_choice": ("none",),
+    "parallel_tool_calls": (True, False),  # of tools, and there are none
     "suffix": ("",),
 }
 

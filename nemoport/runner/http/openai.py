@@ -39,6 +39,7 @@ from nemoport.runner.server import Server
 
 _MAX_TOKENS = 16  # OpenAI's default for completions; a chat goes on to the end of the context
 _MOST_CHOICES = 128
+_DONE = b"data: [DONE]\n\n"
 _TYPES = {  # OpenAI's names for what went wrong, by HTTP status
     404: ("invalid_request_error", "model_not_found"),
     500: ("server_error", None),
@@ -178,6 +179,7 @@ async def _parts(asked: Asked) -> AsyncGenerator[bytes, None]:
                 if not begun:
                     raise piece
                 yield _event(_error(piece))
+                yield _DONE  # as vLLM ends it
                 return
             choice = {
                 "index": at,
@@ -191,7 +193,7 @@ async def _parts(asked: Asked) -> AsyncGenerator[bytes, None]:
                 left, made = left - 1, made + piece.tokens
         if asked.usage:
             yield _event(asked.answer(asked.form.part, [], asked.counted(made)))
-        yield b"data: [DONE]\n\n"
+        yield _DONE
     finally:
         for task in tasks:
             task.cancel()
@@ -212,13 +214,15 @@ def _read(generator: Generator, form: Form, name: str, fields: Mapping[str, Any]
     if not isinstance(options, dict):
         raise Refusal("'stream_options' must be an object")
     stream = parameters.truth(fields, "stream", False)
+    if fields.get("stream_options") is not None and not stream:
+        raise Refusal("The 'stream_options' parameter is only allowed when 'stream' is enabled.")
     return Asked(
         generator=generator,
         form=form,
         model=name,
         requests=form.requests(generator, fields),
         stream=stream,
-        usage=stream and parameters.truth(options, "include_usage", False),
+        usage=parameters.truth(options, "include_usage", False),
         id=f"{form.prefix}-{uuid4().hex}",
         created=int(time.time()),
     )
@@ -319,7 +323,10 @@ CHAT = Form(
     prefix="chatcmpl",
     whole="chat.completion",
     part="chat.completion.chunk",
-    taken=frozenset({"messages", "max_completion_tokens", "top_logprobs", "response_format", "tools", "functions"}),
+    taken=frozenset(
+        {"messages", "max_completion_tokens", "top_logprobs", "response_format"}
+        | {"tools", "functions", "tool_choice", "parallel_tool_calls"}
+    ),
     requests=_chat_requests,
     said=_said,
     says=_says,
