@@ -132,11 +132,13 @@ def test_memory_is_what_nvidia_smi_says(tmp_path: Path) -> None:
     with served(tmp_path / "repository", "--metrics-interval-ms=0") as (addresses, _):
         told = ask(addresses.metrics, "/metrics").body.decode()
         rows = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-    smi = {uuid: (int(total), int(used)) for uuid, total, used in (row.split(", ") for row in rows)}
-    found = dict(re.findall(r'^nv_gpu_memory_used_bytes\{gpu_uuid="(.*)"\} (\d+)$', told, re.MULTILINE))
-    assert found
-    for uuid, used in found.items():
-        total, expected = smi[uuid]
-        assert f'nv_gpu_memory_total_bytes{{gpu_uuid="{uuid}"}} {total * 2**20}\n' in told
-        assert int(used) / 2**20 == pytest.approx(expected, rel=0.02, abs=64)  # others come and go meanwhile
+    smi = {uuid: (int(in_all), int(taken)) for uuid, in_all, taken in (row.split(", ") for row in rows)}
+    total, used = (
+        dict(re.findall(rf'^nv_gpu_memory_{which}_bytes\{{gpu_uuid="(.*)"\}} (\d+)$', told, re.MULTILINE))
+        for which in ("total", "used")
+    )
+    assert used
+    for uuid in used:
+        assert int(total[uuid]) // 2**20 == smi[uuid][0]
+        assert int(used[uuid]) / 2**20 == pytest.approx(smi[uuid][1], rel=0.02, abs=64)  # others come and go meanwhile
         assert re.search(rf'^nv_energy_consumption\{{gpu_uuid="{uuid}"\}} [\d.]+$', told, re.MULTILINE)
