@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from nemoport.errors import DamagedInput, MachineError, MissingPackage, NemoportError, UnsupportedInput
 from nemoport.runner.batching import merged
+from nemoport.runner.blame import refused
 from nemoport.runner.config_rules import check_tensors
 from nemoport.runner.datatypes import BY_NAME, BYTES
 from nemoport.runner.devices import visible_gpus
@@ -22,7 +23,7 @@ from nemoport.runner.generation.loading import generator
 from nemoport.runner.generation.texts import Generator
 from nemoport.runner.instances import Placement
 from nemoport.runner.model_config import ModelConfig
-from nemoport.runner.refusal import Code, Refusal
+from nemoport.runner.refusal import Refusal
 from nemoport.runner.session_options import SessionOptions, session_options
 from nemoport.runner.signature import TensorSignature, check_agreement, completed
 from nemoport.runner.tensors import Array
@@ -110,21 +111,11 @@ class OnnxSession:
         try:
             arrays = self._run(self._session, wanted, ready, self._run_options)
         except Exception as error:  # onnxruntime has no common class of its own
-            code = Code.INVALID_ARG if self._disagree(feeds) else Code.INTERNAL
-            raise Refusal(f"onnx runtime error: {error}", code) from error
+            raise refused(error) from error
         return [
             _as_bytes(array) if self.outputs[name].datatype is BYTES else array
             for name, array in zip(wanted, arrays, strict=True)
         ]
-
-    def _disagree(self, feeds: Mapping[str, Array]) -> bool:
-        """Two dimensions that the graph gives one name, and the request two sizes."""
-        sizes: dict[str, set[int]] = {}
-        for node in self._session.get_inputs():
-            if node.name in feeds:
-                for symbol, size in zip(node.shape, feeds[node.name].shape, strict=False):
-                    sizes.setdefault(str(symbol), set()).add(size)
-        return any(len(found) > 1 for found in sizes.values())
 
 
 def _generator(session: Any, directory: Path, config: ModelConfig, run_options: Any) -> Generator | None:
