@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+import onnx
 import pytest
 from exporters.commands import command
 from PIL import Image
@@ -123,6 +124,43 @@ def test_a_broken_model_fails_and_the_others_are_judged_still(repository: Path, 
     assert [check.name for check in judged["broken"].checks if not check.passed] == ["it loads"]
     wrong = [check.name for check in judged["forgets"].checks if not check.passed]
     assert wrong == ["HTTP answers the same again", "gRPC answers the same"]
+
+
+HUGGING_FACE = {
+    "batch": "batch_size",
+    "sequence": "sequence_length",
+    "past": "past_sequence_length",
+    "total": "past_sequence_length + sequence_length",
+}
+
+
+@pytest.mark.parametrize("names", [{}, HUGGING_FACE], ids=["ours", "Hugging Face's"])
+@pytest.mark.parametrize("batches", ["", "max_batch_size: 1"])
+def test_a_decoder_without_a_manifest_is_asked_what_its_axes_agree_on(
+    repository: Path, tmp_path: Path, names: dict[str, str], batches: str
+) -> None:
+    version = tmp_path / "models/alone/1"
+    shutil.copytree(repository / "live/1", version)
+    (version / "manifest.json").unlink(missing_ok=True)
+    graph = onnx.load(version / "model.onnx", load_external_data=False)
+    for each in (*graph.graph.input, *graph.graph.output):
+        for dim in each.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = names.get(dim.dim_param, dim.dim_param)
+    onnx.save(graph, version / "model.onnx")
+    if batches:
+        (version.parent / "config.pbtxt").write_text(f'backend: "onnxruntime" {batches}')
+    (judged,) = run(Request(subject=tmp_path / "models")).sections
+    assert judged.passed, [check for check in judged.checks if not check.passed]
+
+
+def test_an_axis_that_one_input_fixes_has_that_size_in_all(tmp_path: Path) -> None:
+    narrowed = """
+    input { name: "INPUT0" data_type: TYPE_INT32 dims: [ 5 ] }
+    input { name: "INPUT1" data_type: TYPE_INT32 dims: [ -1 ] }
+    output { name: "OUTPUT0" data_type: TYPE_INT32 dims: [ -1 ] }"""
+    write_model(tmp_path, "narrowed", add_sub(("length",)), f'backend: "onnxruntime" {narrowed}')
+    assert run(Request(subject=tmp_path)).passed
 
 
 def test_a_warm_up_says_what_a_model_takes(repository: Path, tmp_path: Path) -> None:
