@@ -11,7 +11,7 @@ from typing import Any
 from weakref import finalize
 
 from nemoport.errors import DamagedInput, UnsupportedInput
-from nemoport.runner.backends import find_backend
+from nemoport.runner.backends import check_runtime, find_backend
 from nemoport.runner.batching import batching_of
 from nemoport.runner.config_rules import check_config, check_labels, check_tensors, notes
 from nemoport.runner.contract import Contract, TensorContract, accept, answer
@@ -185,6 +185,7 @@ def load(directory: Path, version: int, config: ModelConfig, options: LoadOption
         raise UnsupportedInput(
             f"model '{config.name}' cannot be loaded alone: an ensemble needs its members; load it with a server"
         )
+    check_runtime(config, directory)
     backend = find_backend(config.backend, config.name)
     config, placement = placed(config, backend.gpus(), allow_cpu_fallback=options.allow_cpu_fallback)
     session = backend.load(directory, config, placement, complete=not options.disable_auto_complete_config)

@@ -13,6 +13,7 @@ from nemoport.runner.serve import serving
 from nemoport.runner.server import start
 
 from .models import SIMPLE_CONFIG, add_sub, linear, write_model
+from .python_models import ECHO, X_CONFIG, write_python
 from .test_http import ask, two
 
 LINEAR_CONFIG = """platform: "onnxruntime_onnx" max_batch_size: 4 version_policy { all {} } dynamic_batching {}
@@ -92,6 +93,27 @@ def test_every_call_has_the_same_answer(tmp_path: Path) -> None:
         ours = [said(address, *call) for call in CALLS]
     differing = [(call, our, their) for call, our, their in zip(CALLS, ours, theirs, strict=True) if our != their]
     assert not differing
+
+
+RUNTIMES = ("nope.py", "nope.so", "libtriton_onnxruntime.so", "model.py", "libtriton_python.so", "")
+
+
+def test_a_runtime_that_is_not_the_backend_s_own_is_refused_in_the_same_words(tmp_path: Path) -> None:
+    names = [f"runtime-{at}" for at in range(len(RUNTIMES))]
+    for name, runtime in zip(names, RUNTIMES, strict=True):
+        write_python(tmp_path, name, ECHO, f'{X_CONFIG} runtime: "{runtime}"')
+    with tritonserver(tmp_path, load=[], exit_on_error=False) as real:
+        theirs = [loading(real.http.removeprefix("http://"), name) for name in names]
+    with serving(start([tmp_path], explicit=True)) as address:
+        ours = [loading(address, name) for name in names]
+    assert [status for status, _ in theirs] == [400] * 4 + [200] * 2
+    assert ours == theirs
+
+
+def loading(address: str, model: str) -> tuple[int, str]:
+    """Without the directories, which are others."""
+    reply = ask(address, f"/v2/repository/models/{model}/load", b"")
+    return reply.status, reply.error.partition("searched:")[0] if reply.status != 200 else ""
 
 
 CONFIGS = {

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from nemoport.check.finding import Problem, Rewrite
 from nemoport.check.rules.row import Rule, nearest, some
 from nemoport.check.subject import Subject
+from nemoport.runner.backends import PYTHON_BASED, library
 from nemoport.runner.model_config import KINDS, platforms
 
 PLATFORMS = {platform: kind.backend for kind in KINDS for platform in kind.platforms} | {"ensemble": ""}
@@ -92,6 +93,25 @@ def unknown_backend(subject: Subject) -> Iterator[Problem]:
             )
 
 
+def other_runtime(subject: Subject) -> Iterator[Problem]:
+    """Of backends that are known; which files a server has beside theirs is not."""
+    model = subject.model
+    if model.config is None or not model.config.runtime or model.config.backend not in BACKENDS:
+        return
+    runtime, backend = model.config.runtime, model.config.backend
+    beside = {*model.files, *(name for version in model.versions.values() for name in version.files)}
+    if runtime in beside - {PYTHON_BASED} or runtime == library(backend):
+        return
+    if runtime == PYTHON_BASED and backend != "python":  # pytorch has one too, and a server may have others
+        return
+    yield Problem(
+        ("runtime",),
+        f"there is no {runtime} beside the model, nor in Triton's backend {backend}",
+        f"{library(backend)}, or nothing",
+        "take it away",
+    )
+
+
 def ensemble_without_platform(subject: Subject) -> Iterator[Problem]:
     config = subject.model.config
     if config is None:
@@ -113,8 +133,8 @@ def _strange_backends(subject: Subject) -> Iterator[tuple[str, str | None]]:
     if model.written is None or not model.written.backend or model.written.backend in BACKENDS:
         return
     backend = model.written.backend
-    library = f"libtriton_{backend}.so"
-    if library in model.files or any(library in version.files for version in model.versions.values()):
+    file = f"libtriton_{backend}.so"
+    if file in model.files or any(file in version.files for version in model.versions.values()):
         return
     yield backend, PLATFORMS.get(backend) or nearest(backend, BACKENDS)
 
@@ -126,4 +146,5 @@ RULES = (
     Rule("NP304", "error", "A backend is not a misspelt one, nor a platform's name.", not_a_backend),
     Rule("NP305", "warning", "A backend is one of Triton's own, or lies beside the model.", unknown_backend),
     Rule("NP306", "error", "An ensemble has steps, and what has steps is an ensemble.", ensemble_without_platform),
+    Rule("NP309", "error", "A runtime is the library of the backend, or lies beside the model.", other_runtime),
 )

@@ -61,6 +61,30 @@ class Backend(Protocol):
         completed from it where `complete`."""
 
 
+_PYTHON_BASED = ("vllm",)
+"""Backends that are a program for Triton's python backend."""
+PYTHON_BASED = "model.py"
+"""What a config's `runtime` says of them."""
+
+
+def library(backend: str) -> str:
+    """The file that a backend is on Triton; as `runtime`, it says what goes without saying."""
+    return PYTHON_BASED if backend in _PYTHON_BASED else f"libtriton_{backend}.so"
+
+
+def check_runtime(config: Any, directory: Path) -> None:
+    """Triton looks for the file that `runtime` names beside the model and among its backends (its core's
+    `TritonModel::GetBackendLibraryProperties`). There are no such files here, so the backend's own alone is taken."""
+    if config.runtime in ("", library(config.backend)):
+        return
+    kind = "Python backend based backend library" if config.runtime == PYTHON_BASED else "backend library"
+    raise UnsupportedInput(
+        f"unable to find {kind} '{config.runtime}' for model '{config.name}', searched: '{directory}' "
+        f"'{directory.parent}' ; this runner has {library(config.backend)} for backend '{config.backend}', take the "
+        "runtime away, or serve the model with a tritonserver"
+    )
+
+
 def find_backend(name: str, model: str) -> Backend:
     available = plugins.names(__name__)
     if name not in available:
