@@ -90,9 +90,10 @@ def test_a_chat_goes_on_to_its_end_or_to_that_of_the_context(openai_client: open
     assert on.usage.total_tokens == 256
 
 
-def test_models_that_answer_in_text_are_listed(openai_client: openai.OpenAI) -> None:
+def test_models_that_answer_in_text_are_listed(texts: Addresses, openai_client: openai.OpenAI) -> None:
     assert {model.id for model in openai_client.models.list()} == set(MODELS)
     assert openai_client.models.retrieve("onnx").id == "onnx"
+    assert ask_http(texts.http, "/v1/models/o%6Enx").json["id"] == "onnx"
     with pytest.raises(openai.NotFoundError):
         openai_client.models.retrieve("nope")
 

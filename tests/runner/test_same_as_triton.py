@@ -95,6 +95,42 @@ def test_every_call_has_the_same_answer(tmp_path: Path) -> None:
     assert not differing
 
 
+PATHS = (
+    "/v2/models/simple%2Fready",
+    "/v2/models/simple%2fready",
+    "/v2/models/simple%2Fversions%2F1",
+    "/v2%2Fmodels/simple",
+    "/v2/models/s%69mple",
+    "/v2/models/s%69mple/ready",
+    "/v2/models/a%20b",
+    "/v2/models/a+b",
+    "/v2/models/a%b",
+    "/v2/models/%zz/config",
+    "/v2/models/%C3%BC",
+    "/v2/models/simple%00",
+    "/v2/models/simple%3Fx",
+    "/v2/models/simple?x=%2Fready",
+    "/v2/models/simple/%72eady",
+    "/v2/models/simple/versions/%31",
+    "/v2/models//ready",
+    "/v2/models/simple/",
+    "/v2/health/../health/live",
+    "/v2/health/%6cive",
+    "/%76%32",
+)
+
+
+def test_paths_are_taken_as_they_are_written(tmp_path: Path) -> None:
+    write_model(tmp_path, "simple", add_sub(), SIMPLE_CONFIG)
+    for odd in ("a%20b", "ü"):
+        write_model(tmp_path, odd, linear(), FLAT_CONFIG)
+    with tritonserver(tmp_path, load=["*"], exit_on_error=False) as real:
+        theirs = {path: said(real.http.removeprefix("http://"), path, None) for path in PATHS}
+    with serving(start([tmp_path], explicit=True, load_model=["*"])) as address:
+        ours = {path: said(address, path, None) for path in PATHS}
+    assert ours == theirs
+
+
 RUNTIMES = ("nope.py", "nope.so", "libtriton_onnxruntime.so", "model.py", "libtriton_python.so", "")
 
 

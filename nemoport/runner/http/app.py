@@ -241,8 +241,9 @@ def application(server: Server, threads: Executor, max_bytes: int) -> ASGIApp:
 
     async def answered(scope: Scope, receive: Receive) -> Answer | Stream:
         there = False
+        path = scope["raw_path"].decode("latin-1")  # as it is written: Triton decodes no %2F, in names neither
         for route in ROUTES:
-            if match := route.pattern.fullmatch(scope["path"]):
+            if match := route.pattern.fullmatch(path):
                 there = True
                 if scope["method"] == route.method:
                     break

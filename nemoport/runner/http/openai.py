@@ -16,6 +16,7 @@ from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 from uuid import uuid4
 
 from nemoport.runner.generation import parameters
@@ -115,8 +116,9 @@ async def models(server: Server, call: Call, threads: Executor) -> Answer:
 
 @in_openais_words
 async def model(server: Server, call: Call, threads: Executor) -> Answer:
-    _generator(server, call.model)
-    return json_answer(_model(call.model))
+    name = unquote(call.model)  # OpenAI's clients write a name for its place in a path
+    _generator(server, name)
+    return json_answer(_model(name))
 
 
 @in_openais_words
