@@ -94,6 +94,11 @@ def step(model: str = "plan", x: str = "X", y: str = "Y", version: str = "model_
     )
 
 
+def joined(x: str, z: str) -> str:
+    """A step from two tensors to Y."""
+    return step("two-inputs", x=x, more=f'input_map {{ key: "Z" value: "{z}" }}')
+
+
 SEQUENCE = 'sequence_batching { control_input { name: "START" control { kind: CONTROL_SEQUENCE_START %s } } }'
 WARM = 'model_warmup { name: "w" batch_size: 1 inputs { key: "X" value { data_type: TYPE_FP32 dims: %s %s } } }'
 
@@ -348,6 +353,15 @@ CASES: dict[str, Case] = {
     "newer-field": plan('model_metrics { metric_control { metric_identifier { family: "f" } } }'),
     "newer-platform": Case(PLAN + 'platform: "torch_aoti"', {"1/model.pt2": b""}),
     "newer-opset": add(model=of_opset(add_sub(), 23)),
+    "one-decoupled": ensemble(step("decoupled", y="t") + step(x="t", y="a") + step(x="t", y="b") + joined("a", "b")),
+    "two-decoupled": ensemble(step("decoupled", y="a") + step("decoupled", y="b") + joined("a", "b")),
+    "decoupled-in-a-row": ensemble(step("decoupled", y="a") + step("decoupled", x="a", y="b") + joined("b", "b")),
+    "decoupled-and-not": ensemble(step("decoupled", y="a") + joined("X", "a")),
+    "decoupled-inside": ensemble(step("decoupled")),
+    "two-decoupled-inside": ensemble(step("decoupled-inside", y="a") + step("nested", y="b") + joined("a", "b")),
+    "two-decoupled-answers": ensemble(
+        step("decoupled") + step(y="W"), more="max_batch_size: 8 " + Y.replace('"Y"', '"W"')
+    ),
     "newer-in-ensemble": ensemble(step() + "max_inflight_requests: 4"),
 }
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from nemoport.check.finding import At, Problem
 from nemoport.check.rules.row import Rule, did_you_mean, some
 from nemoport.check.subject import Interface, Subject
+from nemoport.errors import DamagedInput
+from nemoport.runner.ensembles.wiring import BadEnsemble, check_wiring, is_decoupled
 
 _STEPS: At = ("ensemble_scheduling", "step")
 _NOT_THERE = ("instance_group", "optimization", "model_warmup")
@@ -202,6 +205,40 @@ def member_batch(subject: Subject) -> Iterator[Problem]:
             )
 
 
+def one_answer(subject: Subject) -> Iterator[Problem]:
+    """Of ensembles whose wiring, and whose members' wiring, is whole: the rest is told by other rules."""
+    config = subject.model.config
+    if config is None or not _is_ensemble(subject) or not config.output:
+        return
+    try:
+        check_wiring(config)
+    except DamagedInput:
+        return
+    if any(step.model_name not in subject.models or step.model_name in subject.broken for _, step in _steps(subject)):
+        return
+    if _ancestors(subject):
+        return
+    try:
+        is_decoupled(config, partial(_decoupled, subject))
+    except BadEnsemble as error:
+        yield Problem(
+            _STEPS[:1],
+            str(error),
+            "tensors in each step, and in the answer, that stem from answers of one decoupled model",
+            "make them in one model, or take the other tensor from before the decoupled step",
+        )
+
+
+def _decoupled(subject: Subject, name: str) -> bool:
+    """As far as its config says; a model.py may say more when it is loaded."""
+    config = subject.models[name].config
+    if config is None:
+        return False
+    if subject.models[name].is_ensemble:
+        return is_decoupled(config, partial(_decoupled, subject))
+    return bool(config.model_transaction_policy.decoupled)
+
+
 def _is_ensemble(subject: Subject) -> bool:
     return subject.model.config is not None and subject.model.config.HasField("ensemble_scheduling")
 
@@ -280,4 +317,5 @@ RULES = (
     Rule("NP709", "error", "Maps name what the member has, and all inputs that it needs.", mapped),
     Rule("NP710", "error", "A tensor has one type and shape on its way.", same_kind),
     Rule("NP711", "error", "No member takes smaller batches than the ensemble.", member_batch),
+    Rule("NP712", "error", "What meets in a step stems from answers of one decoupled model.", one_answer),
 )

@@ -109,19 +109,29 @@ def check_members(config: ModelConfig, contract: Contract, find: Callable[[str, 
                 raise BadEnsemble(
                     f"in ensemble {name}, input {its} in model {member.name} is not mapped to any ensemble tensors"
                 )
-    return _is_decoupled(config, find, {tensor: seen[0] for tensor, seen in shown.items()})
+    return is_decoupled(config, lambda model: bool(find(model, None).decoupled))
 
 
-def _is_decoupled(config: ModelConfig, find: Callable[[str, int | None], Any], known_from: dict[str, str]) -> bool:
-    """Whether a member is. Each of its answers goes on alone, so what meets in a step, or in the ensemble's answer, has
-    to stem from answers of one member (Triton's core, `ValidateEnsembleConfig`). `known_from` says, of a tensor, whose
-    config told of it first."""
+def is_decoupled(config: ModelConfig, decoupled: Callable[[str], bool]) -> bool:
+    """Whether a member is, which `decoupled` says by its name. Each of its answers goes on alone, so what meets in a
+    step, or in the ensemble's answer, has to stem from answers of one member (Triton's core,
+    `ValidateEnsembleConfig`). The wiring is one that `check_wiring` passes."""
     stems: dict[str, int | None] = dict.fromkeys(tensor.name for tensor in config.input)
     """The decoupled step that each tensor stems from last."""
+    known_from = _known_from(config)
     for at, step in _in_order(config):
         stem = _one_stem(config.name, stems, step.input_map.values(), known_from[min(step.output_map.values())])
-        stems.update(dict.fromkeys(step.output_map.values(), at if find(step.model_name, None).decoupled else stem))
+        stems.update(dict.fromkeys(step.output_map.values(), at if decoupled(step.model_name) else stem))
     return _one_stem(config.name, stems, [tensor.name for tensor in config.output], config.name) is not None
+
+
+def _known_from(config: ModelConfig) -> dict[str, str]:
+    """Of each tensor, the model whose config tells of it first."""
+    known = dict.fromkeys((tensor.name for tensor in (*config.input, *config.output)), str(config.name))
+    for step in config.ensemble_scheduling.step:
+        for tensor in (*step.input_map.values(), *step.output_map.values()):
+            known.setdefault(tensor, step.model_name)
+    return known
 
 
 def _one_stem(ensemble: str, stems: dict[str, int | None], tensors: Iterable[str], model: str) -> int | None:
