@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from families.test_transformers import CASES, VOCAB, save
 from google.protobuf import text_format
 from ml_dtypes import bfloat16
 from onnx import TensorProto
 
 from nemoport.errors import DamagedInput
+from nemoport.exporters import convert, stream
 from nemoport.runner.backends.onnxruntime import load
 from nemoport.runner.instances import Placement
 from nemoport.runner.model import load_version
@@ -20,6 +22,7 @@ from nemoport.runner.model_config import ModelConfig
 from nemoport.runner.refusal import Refusal
 from nemoport.runner.request import request_of
 from nemoport.runner.session_options import session_options
+from nemoport.spec import Plan
 
 from .models import WEIGHT, identity, linear, write_model
 
@@ -58,6 +61,7 @@ def made(tmp_path: Path, text: str) -> Any:
         ("", "enable_cpu_mem_arena", True),
         (parameter("enable_mem_arena", "0"), "enable_cpu_mem_arena", False),
         (parameter("enable_mem_arena", "True"), "enable_cpu_mem_arena", True),
+        ("", "enable_mem_reuse", False),
         ("", "enable_mem_pattern", True),
         (parameter("enable_mem_pattern", "off"), "enable_mem_pattern", False),
         ("", "graph_optimization_level", ort.GraphOptimizationLevel.ORT_ENABLE_ALL),
@@ -75,6 +79,29 @@ def made(tmp_path: Path, text: str) -> Any:
 )
 def test_a_parameter_is_an_option_of_the_session(tmp_path: Path, text: str, attribute: str, value: object) -> None:
     assert getattr(made(tmp_path, text), attribute) == value
+
+
+@pytest.mark.parametrize("family", ["mixtral", "nemotron h, experts"])
+def test_a_decoder_of_experts_answers_the_same_whether_or_not_buffers_are_planned(tmp_path: Path, family: str) -> None:
+    save(CASES[family], tmp_path / "model")
+    stream.run(convert.plan(tmp_path / "model", "onnx", tmp_path / "m/1", plan=Plan(dtype="float32")))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.enable_mem_reuse = 1, True
+    planned = ort.InferenceSession(tmp_path / "m/1/model.onnx", options, providers=["CPUExecutionProvider"])
+    said = config('default_model_filename: "model.onnx" ' + parameter("intra_op_thread_count", "1"))
+    session = load(tmp_path / "m/1", said, ON_CPU, complete=True)
+    names, numbers = [node.name for node in planned.get_outputs()], np.random.default_rng(4)
+    for sequence, past in ((7, 0), (1, 7), (3, 8)):
+        sizes = {"batch": 3, "sequence": sequence, "past": past, "total": past + sequence}
+        shapes = {node.name: [sizes.get(dim, dim) for dim in node.shape] for node in planned.get_inputs()}
+        feeds: dict[str, np.ndarray] = {
+            name: numbers.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
+        }
+        feeds |= {name: numbers.integers(0, VOCAB, shapes[name]) for name in ("input_ids", "position_ids")}
+        feeds["attention_mask"] = np.ones(shapes["attention_mask"], np.int64)
+        for name, one, other in zip(names, session.execute(feeds, names), planned.run(names, feeds), strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=name)
+    session.close()
 
 
 def test_an_entry_of_the_session_is_passed_on(tmp_path: Path) -> None:

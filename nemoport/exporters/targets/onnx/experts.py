@@ -7,8 +7,8 @@ is put back by number, whole, so that nothing need be added up in place, which n
 The work is that of the chosen experts alone, and a step of decoding reads only their weights. The price is a dozen
 nodes for each expert of each layer. ONNX Runtime, when it loads them, compares every buffer that a node makes with all
 that are free by then, and those of experts never fit: how many tokens each sees is a dimension of its own. So loading
-takes quadratic time, 5 to 20 times that of loading without the search (`enable_mem_reuse` of the Python API; Triton has
-no parameter for it), and finds nothing.
+takes quadratic time, 5 to 20 times that of loading without the search (`enable_mem_reuse` of the Python API, which our
+runner switches off; Triton has no parameter for it), and finds nothing.
 """
 
 from __future__ import annotations
