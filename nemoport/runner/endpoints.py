@@ -79,7 +79,7 @@ class HttpEndpoint:
     async def close(self, seconds: float) -> None:
         assert self._server is not None
         assert self._task is not None
-        self._server.config.timeout_graceful_shutdown = max(int(seconds), 1)
+        self._server.config.timeout_graceful_shutdown = max(int(seconds), 1)  # then it cancels what is under way
         self._server.should_exit = True
         await self._task
 
@@ -104,7 +104,7 @@ class GrpcEndpoint:
 
     async def close(self, seconds: float) -> None:
         await asyncio.to_thread(self._calls.close, seconds)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
 
 
 async def run(

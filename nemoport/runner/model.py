@@ -96,6 +96,10 @@ class ModelVersion:
         self.submit(request, answers.put)
         return answers.get().value()
 
+    def is_busy(self) -> bool:
+        """A request waits, or is executed."""
+        return self.scheduler.is_busy() or (self.generator is not None and self.generator.engine.is_busy())
+
     def close(self) -> None:
         """Requests under way finish, others are refused."""
         self.scheduler.close()

@@ -73,6 +73,9 @@ class Scheduler:
         if promise and when_idle is not None:
             when_idle(self._work_here)
 
+    def is_busy(self) -> bool:
+        return bool(self._executing or len(self._queue))
+
     def close(self) -> None:
         with self._changed:
             if self._closed:

@@ -16,6 +16,7 @@ from pathlib import Path
 import uvicorn
 
 from nemoport.errors import UsageError
+from nemoport.runner.ending import Limit
 from nemoport.runner.endpoints import Endpoint, GrpcEndpoint, HttpEndpoint, bound, check_free, run
 from nemoport.runner.flags import LACKING
 from nemoport.runner.gpu_metrics import gpus
@@ -116,7 +117,8 @@ def load_models(options: ServeOptions) -> Server:
 
 
 def serve(options: ServeOptions) -> None:
-    """Load the models, answer until SIGINT or SIGTERM, let requests under way finish, return."""
+    """Load the models, answer until SIGINT or SIGTERM, let requests under way finish, return; where that takes longer
+    than the limit, the process exits with 1, as tritonserver does."""
     check_options(options)
     _share_one_arena()
     _start_log(options.log_file)
@@ -133,6 +135,7 @@ def serve(options: ServeOptions) -> None:
         if options.allow_grpc:
             check_free("gRPC", options.grpc_address, options.grpc_port)
         server = load_models(options)
+        limit = stack.enter_context(Limit(options.exit_timeout_secs, server.under_way))
         threads = stack.enter_context(_threads(options.http_thread_count))
         endpoints: list[Endpoint] = []
         if listener:
@@ -147,15 +150,20 @@ def serve(options: ServeOptions) -> None:
         if options.model_control_mode == "poll":
             stack.enter_context(polling(server, options.repository_poll_secs))
         with asyncio.Runner(loop_factory=_LOOP) as runner:
-            runner.run(_until_signalled(endpoints, options.exit_timeout_secs))
+            runner.run(_until_signalled(endpoints, limit))
         server.close()
 
 
-async def _until_signalled(endpoints: list[Endpoint], seconds: float) -> None:
+async def _until_signalled(endpoints: list[Endpoint], limit: Limit) -> None:
     end, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def ends() -> None:
+        limit.begin()
+        end.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, end.set)
-    await run(endpoints, _log_addresses, end, seconds)
+        loop.add_signal_handler(number, ends)
+    await run(endpoints, _log_addresses, end, limit.seconds)
 
 
 def _log_addresses(addresses: dict[str, str]) -> None:

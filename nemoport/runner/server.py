@@ -66,6 +66,8 @@ class Server:
         self._models: dict[str, Model] = {}
         self._loading = RLock()
         self._ensembles_loading: list[str] = []
+        self._loads: list[str] = []
+        """Names of the models that are being loaded."""
 
     def ready(self) -> bool:
         return not self.strict_readiness or all(not model.unavailable for model in self._models.values())
@@ -137,6 +139,11 @@ class Server:
                 rows.append({"name": name})
         return [row for row in rows if not only_ready or row.get("state") == "READY"]
 
+    def under_way(self) -> list[str]:
+        """What keeps the server from ending, in words."""
+        busy = (f"requests of '{name}' version {number}" for name, number, v in self.ready_versions() if v.is_busy())
+        return [*(f"the load of '{name}'" for name in self._loads), *busy]
+
     def check_control(self) -> None:
         """Refuses unless clients may load and unload."""
         if not self.explicit:
@@ -166,7 +173,11 @@ class Server:
             seen = None if overrides.files else tuple(each for place in directories for each in fingerprint(place))
             if before.ready and seen is not None and seen == before.seen and not overrides:
                 return
-            loaded = self._loaded(name, directories, overrides, seen)
+            self._loads.append(name)
+            try:
+                loaded = self._loaded(name, directories, overrides, seen)
+            finally:
+                self._loads.remove(name)
             if loaded.ready or not before.ready:
                 self._models[name] = replace(loaded, unloaded=_left_of(before, loaded))
                 _let_go(before)

@@ -21,17 +21,27 @@ PORTS = [f"--{door}-port=0" for door in ("http", "grpc", "metrics")] + [
 @contextmanager
 def served(repository: Path, *flags: str) -> Iterator[tuple[Addresses, psutil.Process]]:
     """Until the block ends; then the process must still be there, and end well when it is told to."""
+    with started(repository, *flags) as (addresses, process):
+        yield addresses, psutil.Process(process.pid)
+        assert process.poll() is None, log_of(repository)[-4000:]
+        process.terminate()
+        assert process.wait(30) == 0, log_of(repository)[-4000:]
+
+
+@contextmanager
+def started(repository: Path, *flags: str) -> Iterator[tuple[Addresses, subprocess.Popen[bytes]]]:
+    """It is dead after the block, however it ends."""
     log = repository.parent / "server.log"
     command = [sys.executable, "-m", "nemoport", "serve", str(repository), *PORTS, *flags]
     with log.open("w") as sink, subprocess.Popen(command, stderr=sink) as process:
         try:
-            addresses = _addresses(process, log)
-            yield addresses, psutil.Process(process.pid)
-            assert process.poll() is None, log.read_text()[-4000:]
-            process.terminate()
-            assert process.wait(30) == 0, log.read_text()[-4000:]
+            yield _addresses(process, log), process
         finally:
             process.kill()
+
+
+def log_of(repository: Path) -> str:
+    return (repository.parent / "server.log").read_text()
 
 
 def _addresses(process: subprocess.Popen[bytes], log: Path) -> Addresses:

@@ -86,6 +86,10 @@ class Ensemble:
         job.queued = time.monotonic_ns()
         _Flow(self, job, when_idle).begin()
 
+    def is_busy(self) -> bool:
+        """Never itself: its members are."""
+        return False
+
     def close(self) -> None:
         self._closed = True
 

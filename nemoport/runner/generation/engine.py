@@ -151,6 +151,9 @@ class Engine:
                 thread.start()
             self._changed.notify()
 
+    def is_busy(self) -> bool:
+        return bool(self._waiting or self._joining or self._running)
+
     def close(self) -> None:
         with self._changed:
             self._closed = True

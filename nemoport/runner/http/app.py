@@ -263,6 +263,8 @@ def application(server: Server, threads: Executor, max_bytes: int) -> ASGIApp:
             answer = error_answer(str(refusal), refusal.code.http)
         except ConnectionError:
             return
+        except asyncio.CancelledError:  # by the door, which closes
+            answer = error_answer("the server ends, and this request was not done in time", Code.UNAVAILABLE.http)
         except Exception as error:  # the edge of the server: one request fails, the others go on
             log.exception("%s %s failed", scope["method"], scope["path"])
             answer = error_answer(f"internal error: {type(error).__name__}: {error}", Code.INTERNAL.http)
