@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +18,11 @@ from nemoport.errors import MachineError
 from nemoport.runner.http.protocol import Protocol as HttpProtocol
 from nemoport.runner.http.protocol import Watch
 from nemoport.runner.server import Server
+from nemoport.runner.threads import Threads
 
 _IDLE_CONNECTION_SECONDS = 600  # clients keep pools of connections, and do not expect one to close under them
 _LARGEST_MESSAGE = 2**31 - 1  # of gRPC; its own default is 4 MiB
-_GRPC_THREADS = 8  # for calls that load models or have large messages
+_GRPC_THREADS = 8  # for calls that have large messages
 _GRPC_OPTIONS = (
     ("grpc.max_send_message_length", _LARGEST_MESSAGE),
     ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
@@ -89,6 +90,7 @@ class GrpcEndpoint:
     server: Server
     host: str
     port: int
+    control: Executor
     name: str = "GRPCInferenceService"
 
     async def open(self) -> str:
@@ -96,8 +98,9 @@ class GrpcEndpoint:
         from nemoport.runner.grpc.service import methods
 
         self._threads = ThreadPoolExecutor(_GRPC_THREADS, thread_name_prefix="grpc")
+        pools = Threads(self._threads, self.control)
         host = f"[{self.host}]" if ":" in self.host else self.host
-        self._calls = CallServer(f"{host}:{self.port}", methods(self.server, self._threads), _GRPC_OPTIONS)
+        self._calls = CallServer(f"{host}:{self.port}", methods(self.server, pools), _GRPC_OPTIONS)
         if not self._calls.port:
             raise MachineError(f"cannot serve gRPC at {host}:{self.port}; choose another --grpc-port")
         return f"{host}:{self._calls.port}"

@@ -8,7 +8,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from nemoport.runner.model import LoadOptions
 from nemoport.runner.polling import polling
 from nemoport.runner.refusal import Refusal
 from nemoport.runner.server import Server, start
+from nemoport.runner.threads import threads
 
 log = logging.getLogger(__name__)
 
@@ -136,17 +137,17 @@ def serve(options: ServeOptions) -> None:
             check_free("gRPC", options.grpc_address, options.grpc_port)
         server = load_models(options)
         limit = stack.enter_context(Limit(options.exit_timeout_secs, server.under_way))
-        threads = stack.enter_context(_threads(options.http_thread_count))
+        pools = stack.enter_context(threads(options.http_thread_count))
         endpoints: list[Endpoint] = []
         if listener:
-            app = application(server, threads, options.http_max_input_size)
+            app = application(server, pools, options.http_max_input_size)
             endpoints.append(HttpEndpoint("HTTPService", app, listener))
         if measured:
             asked = stack.enter_context(gpus(options.metrics_interval_ms)) if options.allow_gpu_metrics else None
             told = metrics_application(server, metrics_config(options.metrics_config), asked)
             endpoints.append(HttpEndpoint("Metrics Service", told, measured))
         if options.allow_grpc:
-            endpoints.append(GrpcEndpoint(server, options.grpc_address, options.grpc_port))
+            endpoints.append(GrpcEndpoint(server, options.grpc_address, options.grpc_port, pools.control))
         if options.model_control_mode == "poll":
             stack.enter_context(polling(server, options.repository_poll_secs))
         with asyncio.Runner(loop_factory=_LOOP) as runner:
@@ -189,8 +190,8 @@ def serving(
     http_thread_count: int = 4,
 ) -> Iterator[str]:
     """Answer HTTP from a thread of this process, at the `host:port` that is given; port 0 takes a free one."""
-    with bound("HTTP", http_address, http_port) as listener, _threads(http_thread_count) as threads:
-        http = HttpEndpoint("HTTPService", application(server, threads, http_max_input_size), listener)
+    with bound("HTTP", http_address, http_port) as listener, threads(http_thread_count) as pools:
+        http = HttpEndpoint("HTTPService", application(server, pools, http_max_input_size), listener)
         with _in_thread([http]) as addresses:
             yield addresses[http.name]
 
@@ -199,11 +200,11 @@ def serving(
 def serving_all(server: Server, http_max_input_size: int = DEFAULT_MAX_INPUT_SIZE) -> Iterator[Addresses]:
     """Answer at every door of 127.0.0.1, on free ports, from a thread of this process."""
     with ExitStack() as stack:
-        threads = stack.enter_context(_threads(4))
+        pools = stack.enter_context(threads(4))
         doors = [stack.enter_context(bound("HTTP", "127.0.0.1", 0)) for _ in range(2)]
-        http = HttpEndpoint("HTTPService", application(server, threads, http_max_input_size), doors[0])
+        http = HttpEndpoint("HTTPService", application(server, pools, http_max_input_size), doors[0])
         metrics = HttpEndpoint("Metrics Service", metrics_application(server), doors[1])
-        grpc = GrpcEndpoint(server, "127.0.0.1", 0)
+        grpc = GrpcEndpoint(server, "127.0.0.1", 0, pools.control)
         addresses = stack.enter_context(_in_thread([http, grpc, metrics]))
         yield Addresses(addresses[http.name], addresses[grpc.name], addresses[metrics.name])
 
@@ -242,10 +243,6 @@ def _share_one_arena() -> None:
     hundred thousand hostile ones a process with eight heaps holds twice as much, and it grows. Elsewhere nothing."""
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_ARENA_MAX, 1)
-
-
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="infer")
 
 
 def _start_log(file: Path | None) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import RLock
+from threading import Lock
 from typing import Any
 
 from nemoport.errors import DamagedInput, MachineError
@@ -21,6 +21,7 @@ from nemoport.runner.loading import Model, load_refusal, loaded_model, reason_of
 from nemoport.runner.log_settings import LogSettings
 from nemoport.runner.model import DEFAULTS, LoadOptions, ModelVersion, load_ensemble
 from nemoport.runner.model_config import ModelConfig
+from nemoport.runner.name_locks import NameLocks, WaitsForItself
 from nemoport.runner.overrides import NONE, Overrides, placed_files
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.request import InferRequest, InferResponse
@@ -48,7 +49,8 @@ class Changes:
 
 
 class Server:
-    """Holds `Model` values by name; a load or an unload replaces one, so requests read without a lock."""
+    """Holds `Model` values by name; a load or an unload replaces them all by a dictionary with one exchanged, so
+    requests read without a lock."""
 
     def __init__(
         self,
@@ -63,11 +65,9 @@ class Server:
         self.repositories, self.options = tuple(repositories), options
         self.explicit, self.strict_readiness = explicit, strict_readiness
         self.name, self.log_settings = name, log_settings or LogSettings()
-        self._models: dict[str, Model] = {}
-        self._loading = RLock()
-        self._ensembles_loading: list[str] = []
-        self._loads: list[str] = []
-        """Names of the models that are being loaded."""
+        self._models: Mapping[str, Model] = {}
+        self._exchanging = Lock()
+        self._loading = NameLocks()
 
     def ready(self) -> bool:
         return not self.strict_readiness or all(not model.unavailable for model in self._models.values())
@@ -142,7 +142,7 @@ class Server:
     def under_way(self) -> list[str]:
         """What keeps the server from ending, in words."""
         busy = (f"requests of '{name}' version {number}" for name, number, v in self.ready_versions() if v.is_busy())
-        return [*(f"the load of '{name}'" for name in self._loads), *busy]
+        return [*(f"the load of '{name}'" for name in self._loading.names()), *busy]
 
     def check_control(self) -> None:
         """Refuses unless clients may load and unload."""
@@ -155,9 +155,9 @@ class Server:
 
     def adopt(self, version: ModelVersion) -> None:
         """Serve a version that `load_version` gave, beside what is served already."""
-        with self._loading:
+        with self._loading.held(version.name):
             ready = self._models.get(version.name, Model()).ready
-            self._models[version.name] = Model({**ready, version.version: version})
+            self._exchange(version.name, Model({**ready, version.version: version}))
 
     def load(self, name: str, overrides: Overrides = NONE) -> None:
         """Load or reload; when a version fails, none of this load is served, and what was served before stays. The
@@ -168,23 +168,19 @@ class Server:
         directories = find_models(self.repositories).get(name, [])
         if not directories and not overrides.files:
             raise Refusal(f"failed to load '{name}', failed to poll from model repository", Code.INTERNAL)
-        with self._loading:
+        with self._loading.held(name):
             before = self._models.get(name, Model())
             seen = None if overrides.files else tuple(each for place in directories for each in fingerprint(place))
             if before.ready and seen is not None and seen == before.seen and not overrides:
                 return
-            self._loads.append(name)
-            try:
-                loaded = self._loaded(name, directories, overrides, seen)
-            finally:
-                self._loads.remove(name)
+            loaded = self._loaded(name, directories, overrides, seen)
             if loaded.ready or not before.ready:
-                self._models[name] = replace(loaded, unloaded=_left_of(before, loaded))
+                self._exchange(name, replace(loaded, unloaded=_left_of(before, loaded)))
                 _let_go(before)
             else:
                 served = {None, *before.ready}
                 kept = {number: why for number, why in loaded.unavailable.items() if number not in served}
-                self._models[name] = replace(before, seen=seen, unavailable=kept)
+                self._exchange(name, replace(before, seen=seen, unavailable=kept))
                 _let_go(loaded)
         if loaded.unavailable:
             raise load_refusal(name, loaded.unavailable)
@@ -218,10 +214,10 @@ class Server:
     def unload(self, name: str, *, with_members: bool = False) -> None:
         """Requests under way finish; a name that is not served is not an error. Ensembles go with their members, and
         members with their ensemble when asked for."""
-        with self._loading:
-            unloaded = self._models.pop(name, Model())
-            if unloaded.unloaded or (unloaded.ready and unloaded.seen is not None):
-                self._models[name] = Model(unloaded=_left_of(unloaded, Model()))
+        with self._loading.held(name):
+            unloaded = self._models.get(name, Model())
+            told = unloaded.unloaded or (unloaded.ready and unloaded.seen is not None)
+            self._exchange(name, Model(unloaded=_left_of(unloaded, Model())) if told else None)
             dependent = [of for of, model in self._models.items() if name in _members(model)]
         _let_go(unloaded)
         for other in [*dependent, *(_members(unloaded) if with_members else ())]:
@@ -229,26 +225,22 @@ class Server:
 
     def _load_ensemble(self, version: int, config: ModelConfig) -> ModelVersion:
         """Members that are not there are loaded first."""
-        name, path = config.name, self._ensembles_loading
-        if name in path:
-            raise BadEnsemble(f"circular dependency between ensembles: {path[0]} -> ... -> {path[-1]} -> {name}")
-        path.append(name)
-        try:
-            for member in members(config):
-                if not self._models.get(member, Model()).ready:
-                    self._load_member(member)
-            return load_ensemble(version, config, self.find)
-        finally:
-            path.pop()
+        for member in members(config):
+            if not self._models.get(member, Model()).ready:
+                try:
+                    self.load(member)
+                except WaitsForItself as circle:  # also where another thread loads the rest of the circle
+                    path = f"{circle.held[0]} -> ... -> {circle.held[-1]} -> {member}"
+                    raise BadEnsemble(f"circular dependency between ensembles: {path}") from None
+                except Refusal as refusal:
+                    log.error("%s", refusal)
+        return load_ensemble(version, config, self.find)
 
-    def _load_member(self, name: str) -> None:
-        try:
-            self.load(name)
-        except Refusal as refusal:
-            circle = self._models.get(name, Model()).unavailable.get(None)
-            if isinstance(circle, BadEnsemble) and name in self._ensembles_loading:
-                raise circle from None
-            log.error("%s", refusal)
+    def _exchange(self, name: str, model: Model | None) -> None:
+        """None takes it out."""
+        with self._exchanging:
+            others = {of: other for of, other in self._models.items() if of != name}
+            self._models = others if model is None else {**others, name: model}
 
     def close(self) -> None:
         """Unload everything: requests that wait are executed, and the models say goodbye."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from nemoport.runner.overrides import overrides_from
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.request import Response
 from nemoport.runner.server import EXTENSIONS, Server
+from nemoport.runner.threads import Threads
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ ROWS = (
 )
 
 
-def methods(server: Server, threads: Executor) -> dict[bytes, Method]:
+def methods(server: Server, threads: Threads) -> dict[bytes, Method]:
     """Of the service, by the path of a call; `threads` for what waits or is large."""
     path = "/inference.GRPCInferenceService/{}"
     found = {path.format(row.name): partial(_unary, server, threads, row) for row in ROWS}
@@ -182,7 +182,7 @@ def methods(server: Server, threads: Executor) -> dict[bytes, Method]:
     return {name.encode(): method for name, method in found.items()}
 
 
-def _unary(server: Server, threads: Executor, row: Row, call: Call) -> None:
+def _unary(server: Server, threads: Threads, row: Row, call: Call) -> None:
     def answer(content: bytes) -> None:
         _guarded(call, row.hear, server, call, content)
 
@@ -193,6 +193,6 @@ def _unary(server: Server, threads: Executor, row: Row, call: Call) -> None:
             answer(content)
         else:
             call.when_idle = None  # it is heard by another thread, which reads nothing
-            threads.submit(answer, content)
+            (threads.control if row.here == _NEVER else threads.infer).submit(answer, content)
 
     call.receive(heard)

@@ -46,6 +46,7 @@ from nemoport.runner.overrides import overrides_from
 from nemoport.runner.refusal import Code, Refusal
 from nemoport.runner.request import InferRequest, InferResponse
 from nemoport.runner.server import EXTENSIONS, Server
+from nemoport.runner.threads import Threads
 
 log = logging.getLogger(__name__)
 
@@ -209,6 +210,8 @@ class Route:
     pattern: re.Pattern[str]
     method: str
     handler: Handler
+    controls: bool = False
+    """The threads that it waits in are those of control: a request for an answer of a model never waits for them."""
 
 
 _MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[0-9]+))?"
@@ -230,13 +233,13 @@ ROUTES = (
     Route(re.compile("/v1/models/(?P<model>[^/]+)"), "GET", openai.model),
     Route(re.compile("/v1/completions"), "POST", openai.completions),
     Route(re.compile("/v1/chat/completions"), "POST", openai.chat_completions),
-    Route(re.compile("/v2/repository/index"), "POST", in_thread(repository_index)),
-    Route(re.compile("/v2/repository/models/(?P<model>[^/]+)/load"), "POST", in_thread(load)),
-    Route(re.compile("/v2/repository/models/(?P<model>[^/]+)/unload"), "POST", in_thread(unload)),
+    Route(re.compile("/v2/repository/index"), "POST", in_thread(repository_index), controls=True),
+    Route(re.compile("/v2/repository/models/(?P<model>[^/]+)/load"), "POST", in_thread(load), controls=True),
+    Route(re.compile("/v2/repository/models/(?P<model>[^/]+)/unload"), "POST", in_thread(unload), controls=True),
 )
 
 
-def application(server: Server, threads: Executor, max_bytes: int) -> ASGIApp:
+def application(server: Server, threads: Threads, max_bytes: int) -> ASGIApp:
     """`max_bytes` bounds the body of a request."""
 
     async def answered(scope: Scope, receive: Receive) -> Answer | Stream:
@@ -253,7 +256,7 @@ def application(server: Server, threads: Executor, max_bytes: int) -> ASGIApp:
         headers = dict(scope["headers"])
         body = await read_body(receive, max_bytes)
         call = _call(match, headers, body, max_bytes, partial(disconnected, receive))
-        answer = await route.handler(server, call, threads)
+        answer = await route.handler(server, call, threads.control if route.controls else threads.infer)
         return await unless_left(receive, answer.answer) if isinstance(answer, Later) else answer
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
 from itertools import count
 from pathlib import Path
-from threading import RLock
 from types import ModuleType
 
+from nemoport.runner.name_locks import NameLocks
 from nemoport.runner.python_model import triton_python_backend_utils
 
 _NUMBERS = count()
-_LOADING = RLock()  # sys.path and sys.modules belong to all
+_MODULES = NameLocks()  # sys.modules belongs to all
 
 
 def load_module(path: Path) -> ModuleType:
@@ -39,9 +39,11 @@ def load_module(path: Path) -> ModuleType:
 @contextmanager
 def own_modules(version_directory: Path) -> Iterator[None]:
     """In the block, imports look into the version directory and the model's; after it, what came from there is out of
-    `sys.modules`, and lives on in whoever imported it."""
+    `sys.modules`, and lives on in whoever imported it. Waits for a model that has a module of the same name."""
     places = [str(version_directory), str(version_directory.parent)]
-    with _LOADING:
+    with ExitStack() as stack:
+        for name in sorted(_names(version_directory) | _names(version_directory.parent)):
+            stack.enter_context(_MODULES.held(name))
         before = set(sys.modules)
         sys.path[:0] = places
         try:
@@ -50,9 +52,15 @@ def own_modules(version_directory: Path) -> Iterator[None]:
             for place in places:
                 sys.path.remove(place)
             for name in set(sys.modules) - before:
-                file = getattr(sys.modules[name], "__file__", None) or ""
+                file = getattr(sys.modules.get(name), "__file__", None) or ""
                 if file.startswith(f"{places[1]}/") and not name.startswith("_nemoport_python_model_"):
-                    del sys.modules[name]
+                    sys.modules.pop(name, None)
+
+
+def _names(place: Path) -> set[str]:
+    """Of the modules and packages in it, but for each model's own file, which nobody imports."""
+    found = (each for each in place.iterdir() if each.suffix in (".py", ".so") or any(each.glob("**/*.py")))
+    return {name for each in found if (name := each.name.partition(".")[0]).isidentifier()} - {"model"}
 
 
 def told(error: BaseException) -> str:
