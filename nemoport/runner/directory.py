@@ -22,15 +22,27 @@ class NoVersion(DamagedInput):
     """A model that can be read, of which its version policy serves nothing."""
 
 
+class AwayRepository(InputError):
+    """A repository that cannot be read, now."""
+
+    def __init__(self, repository: Path, why: str) -> None:
+        super().__init__(f"model repository {repository} {why}; give one with a directory per model")
+        self.repository = repository
+
+
 def find_models(repositories: Iterable[Path]) -> dict[str, list[Path]]:
-    """Model name to its directories: more than one is an error of that model, not of the repositories."""
+    """Model name to its directories: more than one is an error of that model, not of the repositories. Raises
+    AwayRepository."""
     found: dict[str, list[Path]] = {}
     for repository in repositories:
-        if not repository.is_dir():
-            raise InputError(f"model repository {repository} is not a directory; give one with a directory per model")
-        for directory in sorted(repository.iterdir()):
-            if directory.is_dir():
-                found.setdefault(directory.name, []).append(directory)
+        try:
+            if not repository.is_dir():
+                raise AwayRepository(repository, "is not a directory")
+            for directory in sorted(repository.iterdir()):
+                if directory.is_dir():
+                    found.setdefault(directory.name, []).append(directory)
+        except OSError as error:
+            raise AwayRepository(repository, f"cannot be read ({error})") from None
     return dict(sorted(found.items()))
 
 

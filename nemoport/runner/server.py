@@ -11,11 +11,7 @@ from threading import Lock
 from typing import Any
 
 from nemoport.errors import DamagedInput, MachineError
-from nemoport.runner.directory import (
-    Fingerprint,
-    find_models,
-    fingerprint,
-)
+from nemoport.runner.directory import AwayRepository, Fingerprint, find_models, fingerprint
 from nemoport.runner.ensembles.wiring import BadEnsemble, members
 from nemoport.runner.loading import Model, load_refusal, loaded_model, reason_of
 from nemoport.runner.log_settings import LogSettings
@@ -125,8 +121,12 @@ class Server:
     def index(self, only_ready: bool = False) -> list[dict[str, str]]:
         """A row per version; a model that was never loaded has a name only. One that is ready otherwise than its
         config asks, on the CPU say or without an accelerator, has that as its reason."""
+        try:
+            found = find_models(self.repositories)
+        except AwayRepository as away:
+            raise Refusal(f"failed to open directory {away.repository}", Code.INTERNAL) from away
         rows: list[dict[str, str]] = []
-        for name in sorted({*find_models(self.repositories), *self._models}):
+        for name in sorted({*found, *self._models}):
             model = self._models.get(name, Model())
             states: dict[int | None, tuple[str, str]]
             states = {number: ("READY", "; ".join(ready.placement.notes)) for number, ready in model.ready.items()}
@@ -165,7 +165,7 @@ class Server:
 
         Without overrides nothing is done when the files are those of the last load: also an overridden config stays.
         """
-        directories = find_models(self.repositories).get(name, [])
+        directories = self._directories(name)
         if not directories and not overrides.files:
             raise Refusal(f"failed to load '{name}', failed to poll from model repository", Code.INTERNAL)
         with self._loading.held(name):
@@ -185,6 +185,16 @@ class Server:
         if loaded.unavailable:
             raise load_refusal(name, loaded.unavailable)
         log.info("successfully loaded '%s'", name)
+
+    def _directories(self, name: str) -> list[Path]:
+        """Of a model, in the repositories that are there."""
+        found: list[Path] = []
+        for repository in self.repositories:
+            try:
+                found += find_models([repository]).get(name, [])
+            except AwayRepository as away:
+                log.error("%s", away)
+        return found
 
     def changed(self) -> Changes:
         """What the repositories have otherwise than at the last load."""

@@ -178,6 +178,37 @@ def test_overrides_do_what_they_do_on_triton(tmp_path: Path) -> None:
         assert answers(ours.http) == expected
 
 
+AWAY: list[tuple[str, Any]] = [
+    ("/v2/repository/index", {}),
+    ("/v2/repository/models/there/load", {}),
+    ("/v2/repository/models/gone/load", {}),
+    ("/v2/repository/models/nope/load", {}),
+    ("/v2/models/gone/ready", None),
+    ("/v2/repository/models/gone/unload", {}),
+]
+
+
+def test_a_repository_that_is_away_for_a_while_is_told_as_on_triton(tmp_path: Path) -> None:
+    write_python(tmp_path / "a", "there", ADD_SUB)
+    write_python(tmp_path / "b", "gone", ADD_SUB)
+    repositories = [tmp_path / "a", tmp_path / "b"]
+
+    def answers(address: str) -> list[Any]:
+        """While the second is away, and when it is back."""
+        said = []
+        for away in ("c", "b"):
+            (tmp_path / {"b": "c", "c": "b"}[away]).rename(tmp_path / away)
+            until(lambda: b"UNLOADING" not in ask(address, "/v2/repository/index", b"").body)
+            said += [ask(address, path, None if body is None else json.dumps(body).encode()) for path, body in AWAY]
+        return [(reply.status, reply.body and reply.json) for reply in said]
+
+    with tritonserver(repositories[0], also=repositories[1:], load=["there", "gone"]) as real:
+        expected = answers(real.http.removeprefix("http://"))
+    with serving_all(start(repositories, explicit=True, load_model=["there", "gone"])) as ours:
+        assert answers(ours.http) == expected
+    assert expected[0] == (500, {"error": f"failed to open directory {tmp_path / 'b'}"})
+
+
 @pytest.mark.parametrize("kind", ["http", "grpc"])
 def test_the_clients_load_with_overrides(tmp_path: Path, kind: str) -> None:
     write_model(tmp_path, "m", linear())
