@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemoport.errors import DamagedInput, NemoportError
+from nemoport.runner.backends import ModelFailure
 from nemoport.runner.directory import Fingerprint, NoVersion, find_versions, versions_to_serve
 from nemoport.runner.ensembles.wiring import BadEnsemble, is_ensemble
 from nemoport.runner.model import LoadOptions, ModelVersion, load, model_config
@@ -72,4 +73,5 @@ def load_refusal(name: str, unavailable: Mapping[int | None, Exception]) -> Refu
 
 
 def reason_of(error: Exception) -> str:
-    return f"Invalid argument: {error}"
+    """What a model's own code raised is internal to Triton, and everything else an argument."""
+    return f"{'Internal' if isinstance(error, ModelFailure) else 'Invalid argument'}: {error}"

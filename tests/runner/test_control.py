@@ -26,7 +26,7 @@ from nemoport.runner.serve import serving_all
 from nemoport.runner.server import Server, start
 
 from .models import WEIGHT, linear, write_model
-from .python_models import ADD_SUB, write_python
+from .python_models import ADD_SUB, ECHO, X_CONFIG, write_python
 from .test_http import ask
 
 X = np.ones((1, 4), np.float32)
@@ -207,6 +207,37 @@ def test_a_repository_that_is_away_for_a_while_is_told_as_on_triton(tmp_path: Pa
     with serving_all(start(repositories, explicit=True, load_model=["there", "gone"])) as ours:
         assert answers(ours.http) == expected
     assert expected[0] == (500, {"error": f"failed to open directory {tmp_path / 'b'}"})
+
+
+EXECUTE = "    def execute"
+COMPLETES = "    @staticmethod\n    def auto_complete_config(config):\n        {}\n\n" + EXECUTE
+FAIL = {
+    "initialize": (ECHO.replace(EXECUTE, "    def initialize(self, args):\n        1 / 0\n\n" + EXECUTE), X_CONFIG),
+    "complete": (ECHO.replace(EXECUTE, COMPLETES.format("1 / 0")), X_CONFIG),
+    "completes-nothing": (ECHO.replace(EXECUTE, COMPLETES.format("return None")), X_CONFIG),
+    "module": ("1 / 0", X_CONFIG),
+    "import": ("import nowhere_at_all", X_CONFIG),
+    "backend": (ECHO, X_CONFIG.replace('"python"', '"nowhere"')),
+    "gpu": (ECHO, X_CONFIG + "instance_group { kind: KIND_GPU }"),
+}
+
+
+def test_what_keeps_a_model_from_loading_is_of_the_class_that_it_is_of_on_triton(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for name, (code, config) in FAIL.items():
+        write_python(tmp_path, name, code, config)
+
+    def classes(address: str) -> dict[str, str]:
+        said = {name: ask(address, f"/v2/repository/models/{name}/load", b"").error for name in FAIL}
+        return {name: error.partition("UNAVAILABLE state: ")[2].partition(":")[0] for name, error in said.items()}
+
+    with tritonserver(tmp_path, load=[], exit_on_error=False) as real:
+        expected = classes(real.http.removeprefix("http://"))
+    with serving_all(start([tmp_path], explicit=True)) as ours:
+        assert classes(ours.http) == expected
+    assert set(expected.values()) == {"Internal", "Invalid argument"}
 
 
 @pytest.mark.parametrize("kind", ["http", "grpc"])

@@ -11,11 +11,23 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from nemoport import plugins
-from nemoport.errors import UnsupportedInput
+from nemoport.errors import DamagedInput, MachineError, NemoportError, UnsupportedInput
 from nemoport.runner.generation.texts import Generator
 from nemoport.runner.instances import Placement
 from nemoport.runner.jobs import Job, Outcome
 from nemoport.runner.signature import TensorSignature
+
+
+class ModelFailure(NemoportError):
+    """Code that a model brings fails as it is loaded."""
+
+
+class DamagedModel(ModelFailure, DamagedInput):
+    pass
+
+
+class LackingModel(ModelFailure, MachineError):
+    """It imports what this machine lacks."""
 
 
 class Session(Protocol):

@@ -11,7 +11,8 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from nemoport.errors import DamagedInput, MachineError, NemoportError, UnsupportedInput
+from nemoport.errors import DamagedInput, NemoportError, UnsupportedInput
+from nemoport.runner.backends import DamagedModel, LackingModel
 from nemoport.runner.config_rules import check_tensors
 from nemoport.runner.devices import visible_gpus
 from nemoport.runner.directory import version_number
@@ -50,9 +51,9 @@ def load(version_directory: Path, config: ModelConfig, placement: Placement, *, 
     except NemoportError:
         raise
     except ModuleNotFoundError as error:
-        raise MachineError(told(error)) from error
+        raise LackingModel(told(error)) from error
     except _RAISED as error:
-        raise DamagedInput(told(error)) from error
+        raise DamagedModel(told(error)) from error
     return PythonSession(objects, config, version_number(version_directory.name))
 
 
@@ -140,7 +141,7 @@ def _completed(config: ModelConfig, model: Any) -> ModelConfig:
     asked = pb_utils.ModelConfig(json.dumps(as_json(config)))
     answered = model.auto_complete_config(asked)
     if not isinstance(answered, pb_utils.ModelConfig):
-        raise DamagedInput(f"auto_complete_config in model '{config.name}' must return the pb_utils.ModelConfig object")
+        raise DamagedModel(f"auto_complete_config in model '{config.name}' must return the pb_utils.ModelConfig object")
     fields = as_json(config) | {name: value for name, value in answered.as_dict().items() if name in _COMPLETED}
     return normalised(json_format.ParseDict(fields, ModelConfig()))
 
