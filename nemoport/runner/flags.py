@@ -39,7 +39,7 @@ _KEEPALIVE = "settings of gRPC connections"
 FLAGS: dict[str, tuple[Flag, ...]] = {
     "Server": (
         Flag("--id", default="nemoport", help="The name of this server in GET /v2."),
-        Flag("--exit-timeout-secs", "integer", 30, "Seconds that requests under way have to finish at the end."),
+        Flag("--exit-timeout-secs", "integer", 30, "Seconds that the end may take; then the process exits with 1."),
     ),
     "Logging": (
         Flag("--log-verbose", "integer", 0, "0 turns verbose messages off."),
@@ -60,7 +60,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("--require-verified", "flag", False, "Load only what is byte for byte as published; not Triton's."),
         Flag("--key", "path", (), "A public key that must have signed; repeatable; not Triton's.", many=True),
         Flag("--model-config-name", default="", help="Use configs/NAME.pbtxt of a model that has one."),
-        *_lacking("loading models in parallel, or again", "model-load-thread-count", "model-load-retry-count"),
+        *_lacking("a number of threads for loads; each has its own", "model-load-thread-count"),
+        *_lacking("loading again what failed to load", "model-load-retry-count"),
         *_lacking("namespaces of models", "model-namespacing"),
         *_lacking("peer access of GPUs", "enable-peer-access"),
     ),
