@@ -18,6 +18,10 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "triton_enable_empty_final_response": (bool,),
 }
 _ANY_KIND = (bool, int, float, str)
+_UNSUPPORTED = {  # parameters of tensors that mean something this runner does not do
+    "shared_memory_region": "shared memory is not supported by this server, send the tensor in the request",
+    "classification": "classification is not supported by this server, ask for the whole output",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,13 @@ def check_parameters(parameters: Mapping[str, Any], own: Collection[str], wrong:
             )
         if type(value) not in _KINDS.get(name, _ANY_KIND):
             raise Refusal(wrong.format(name[:100]))
+
+
+def check_supported(parameters: Mapping[str, Any]) -> None:
+    """Of a tensor, given or wanted."""
+    for name in parameters:
+        if name in _UNSUPPORTED:
+            raise Refusal(_UNSUPPORTED[name])
 
 
 def request_of(arrays: Mapping[str, Array], outputs: tuple[str, ...] = (), id: str = "") -> InferRequest:  # noqa: A002

@@ -161,7 +161,7 @@ class Server:
 
     def load(self, name: str, overrides: Overrides = NONE) -> None:
         """Load or reload; when a version fails, none of this load is served, and what was served before stays. The
-        server is not ready meanwhile, as Triton has it.
+        server is not ready then until a load of it succeeds, as Triton has it.
 
         Without overrides nothing is done when the files are those of the last load: also an overridden config stays.
         """

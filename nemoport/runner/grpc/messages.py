@@ -12,7 +12,14 @@ from tritonclient.grpc import service_pb2 as pb
 
 from nemoport.runner.datatypes import BY_NAME, BYTES
 from nemoport.runner.refusal import Refusal
-from nemoport.runner.request import InferRequest, InferResponse, InputTensor, Parameter, check_parameters
+from nemoport.runner.request import (
+    InferRequest,
+    InferResponse,
+    InputTensor,
+    Parameter,
+    check_parameters,
+    check_supported,
+)
 from nemoport.runner.tensors import MOST_DIMS, Array, Buffer, show, to_raw
 
 _CONTENTS = {  # the field of InferTensorContents that carries a datatype; the 16-bit floats have none
@@ -33,10 +40,6 @@ _LONGEST_STATUS = 4000  # bytes; clients limit the size of headers
 _PRINTABLE = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
 _OWN = ("triton_enable_empty_final_response",)
 _WRONG_KIND = "invalid value type for '{}' parameter, expected int64_param, bool_param, or string_param."
-_UNSUPPORTED = {  # parameters of tensors that mean something this runner does not do
-    "shared_memory_region": "shared memory is not supported by this server, send the tensor in the request",
-    "classification": "classification is not supported by this server, ask for the whole output",
-}
 
 
 def request_from(message: Any) -> InferRequest:
@@ -47,7 +50,7 @@ def request_from(message: Any) -> InferRequest:
             f"for model '{message.model_name}'"
         )
     for at, tensor in enumerate(message.inputs):
-        _check_supported(tensor.parameters)
+        check_supported(tensor.parameters)
         if raw and tensor.HasField("contents"):
             raise Refusal(
                 f"contents field must not be specified when using raw_input_contents for '{tensor.name}' "
@@ -64,7 +67,7 @@ def request_from(message: Any) -> InferRequest:
         inputs.append(InputTensor(tensor.name, BY_NAME[tensor.datatype], shape, data))
     names = []
     for output in message.outputs:
-        _check_supported(output.parameters)
+        check_supported(output.parameters)
         names.append(output.name)
     parameters = parameters_from(message.parameters)
     check_parameters(parameters, _OWN, _WRONG_KIND)
@@ -158,9 +161,3 @@ def _contents(tensor: Any, shape: tuple[int, ...], message: Any) -> Array:
         return np.array(elements, datatype.numpy)
     except OverflowError:
         raise Refusal(f"input '{tensor.name}' is {datatype.name}, and a number in it is out of its range") from None
-
-
-def _check_supported(parameters: Mapping[str, Any]) -> None:
-    for name in parameters:
-        if name in _UNSUPPORTED:
-            raise Refusal(_UNSUPPORTED[name])

@@ -11,7 +11,7 @@ from typing import Any
 
 from nemoport.runner.datatypes import BY_NAME, Datatype
 from nemoport.runner.refusal import Refusal
-from nemoport.runner.request import check_parameters
+from nemoport.runner.request import check_parameters, check_supported
 from nemoport.runner.tensors import MOST_DIMS, Buffer, show
 
 _MOST = 1024  # texts that are remembered
@@ -20,10 +20,6 @@ _MISSING: Any = object()
 _KINDS = {dict: "object", list: "array", str: "string", bool: "boolean"}
 _NOT_UNSIGNED = "attempt to access JSON non-unsigned-integer as unsigned-integer"
 _WRONG_KIND = "parameter '{}' has invalid type. It should be either 'int', 'bool', or 'string'."
-_UNSUPPORTED = {  # parameters of tensors that mean something this runner does not do
-    "shared_memory_region": "shared memory is not supported by this server, send the tensor in the request",
-    "classification": "classification is not supported by this server, ask for the whole output",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +109,7 @@ def _check_source(has_data: bool, parameters: Mapping[str, Any]) -> None:
             "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
             f"'shared_memory_region' in 'parameters'. But {'set ' + ' '.join(given) if given else 'no field is set'}"
         )
-    _check_supported(parameters)
+    check_supported(parameters)
 
 
 def _shape(entry: Mapping[str, Any], name: str) -> tuple[int, ...]:
@@ -132,14 +128,8 @@ def _shape(entry: Mapping[str, Any], name: str) -> tuple[int, ...]:
 
 def _wants_binary(entry: Mapping[str, Any]) -> bool:
     parameters = _parameters(entry)
-    _check_supported(parameters)
+    check_supported(parameters)
     return bool(_member(parameters, "binary_data", bool, False))
-
-
-def _check_supported(parameters: Mapping[str, Any]) -> None:
-    for name in parameters:
-        if name in _UNSUPPORTED:
-            raise Refusal(_UNSUPPORTED[name])
 
 
 def _parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
