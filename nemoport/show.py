@@ -153,7 +153,7 @@ def _measures(found: Measured) -> str:
 
 
 def _service(model: str, found: Service) -> None:
-    measured = [f"loaded in {found.load_seconds:.2f} s"] * (found.load_seconds is not None)
+    measured = [f"loaded in {found.load_seconds:.2f} s"] if found.load_seconds is not None else []
     measured += [f"{found.memory / 2**20:.0f} MiB more"] if found.memory is not None else []
     measured += [f"first answer {1e3 * found.first_seconds:.1f} ms"] if found.first_seconds is not None else []
     measured += [f"{name} {1e3 * value:.2f} ms" for name, value in found.percentiles.items()]

@@ -1,4 +1,5 @@
-"""A validation as JUnit's XML, which every CI system shows: a suite for each model, a case for each check.
+"""A validation as JUnit's XML, which every CI system shows: a suite for each model, a case for each check; what was
+found, and notes, are what the suite prints.
 
 Source: the schema of Apache Ant's JUnit report task, as Jenkins and GitLab read it.
 """
@@ -29,6 +30,9 @@ def _suite(section: Section) -> ElementTree.Element:
     suite = ElementTree.Element("testsuite", {"name": _text(section.model)} | {k: str(v) for k, v in counts.items()})
     for check in section.checks:
         suite.append(_case(section, check))
+    told = [f"{check.name}: {check.found}" for check in section.checks]
+    told += section.answers.notes if section.answers else ()
+    ElementTree.SubElement(suite, "system-out").text = _text("\n".join(told))
     return suite
 
 

@@ -198,10 +198,33 @@ def test_junit_counts_what_failed(found: Summary, tmp_path: Path) -> None:
     suites = ElementTree.parse(tmp_path / "junit.xml").getroot()
     assert [each.get("name") for each in suites] == [section.model for section in broken.sections]
     for suite, section in zip(suites, broken.sections, strict=True):
-        assert int(suite.get("tests", "")) == len(suite) == len(section.checks)
-        failures = [case for case in suite if case.find("failure") is not None]
+        *cases, printed = suite
+        assert {case.tag for case in cases} == {"testcase"}
+        assert int(suite.get("tests", "")) == len(cases) == len(section.checks)
+        assert printed.tag == "system-out"
+        assert all(f"{check.name}: {check.found}" in (printed.text or "") for check in section.checks if check.passed)
+        failures = [case for case in cases if case.find("failure") is not None]
         assert int(suite.get("failures", "")) == len(failures) == sum(not check.passed for check in section.checks)
     assert sum(len(case) for suite in suites for case in suite) == 1
+
+
+def test_a_model_that_does_not_load_fails_in_a_table(tmp_path: Path) -> None:
+    (write_model(tmp_path / "models", "bad", add_sub()) / "1/model.onnx").write_bytes(b"junk")
+    told = command("validate", tmp_path / "models")
+    assert told.exit_code == 1
+    assert "not at all" in told.stdout
+    assert "cannot load" in told.stdout
+
+
+def test_every_document_says_that_a_model_of_a_gpu_ran_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    write_model(tmp_path / "models", "m", add_sub(), "instance_group { kind: KIND_GPU }")
+    documents = tmp_path / "report"
+    assert command("validate", tmp_path / "models", "--allow-cpu-fallback", "--report", documents).exit_code == 0
+    for name in ("report.json", "junit.xml", "report.html"):
+        assert "KIND_GPU, executed on the CPU by --allow-cpu-fallback" in (documents / name).read_text(), name
 
 
 def test_the_page_needs_nothing_beside_it(found: Summary, tmp_path: Path) -> None:
